@@ -1,0 +1,70 @@
+"""Ebbtide: an inference engine for diffusion, flow and masked-diffusion models.
+
+    import ebbtide as ebb
+
+    model = ebb.load("digits")
+    plan = ebb.Plan(solve="dpmpp-2m", grid={"name": "karras", "steps": 12}, guide=[{"name": "cfg", "scale": 3.0}])
+    ebb.sample(model, plan, cond=7, n=16, seed=0).save("sevens.png")
+
+Names are imported when they are first used, so that `import ebbtide` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from ebbtide.api import load, resume, run, sample
+    from ebbtide.core.errors import EbbError
+    from ebbtide.core.plan import Plan
+    from ebbtide.core.registry import part
+    from ebbtide.core.state import Pred, Query, State, Step
+    from ebbtide.denoise.model import Model, process
+    from ebbtide.samples import Samples
+
+_HOME = {
+    "load": "api",
+    "resume": "api",
+    "run": "api",
+    "sample": "api",
+    "EbbError": "core.errors",
+    "Plan": "core.plan",
+    "part": "core.registry",
+    "Pred": "core.state",
+    "Query": "core.state",
+    "State": "core.state",
+    "Step": "core.state",
+    "Model": "denoise.model",
+    "process": "denoise.model",
+    "Samples": "samples",
+}
+
+__all__ = [
+    "EbbError",
+    "Model",
+    "Plan",
+    "Pred",
+    "Query",
+    "Samples",
+    "State",
+    "Step",
+    "load",
+    "part",
+    "process",
+    "resume",
+    "run",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"ebbtide.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'ebbtide' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

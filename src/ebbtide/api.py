@@ -1,0 +1,258 @@
+"""The few functions that users call: load a model, sample it, watch a run, go on with one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.loop import Loop
+from ebbtide.core.parts import Denoiser, Process
+from ebbtide.core.plan import Plan
+from ebbtide.core.state import State, Step, Tree, tree_map
+from ebbtide.denoise.model import Model, seeds_of
+from ebbtide.samples import Failure, Samples, finite_rows
+
+_LOOK_EVERY = 8
+
+
+def load(
+    source: str | os.PathLike[str] | Denoiser | nn.Module | Callable[..., Any],
+    *,
+    process: Process | None = None,
+    like: Tree | None = None,
+    **border: Any,
+) -> Model:
+    """A model from nearly anything.
+
+    source   the name of a shipped model ("digits"); a folder or .npz of pictures, for the closed-form denoisers of
+             your own data (`denoiser="local"`, "empirical" or "wiener"); a `Denoiser`; or a torch module or callable
+             `f(x, clock, **cond)` together with
+    process  the process that it was trained on, such as `ebb.process("flow")`, and
+    like     one element of its data, zeros of the right shape and dtype.
+    border   for networks: what `denoise.network.Network` takes (predicts, clock, steps, nulls, call), and what
+             `Model` takes (name, units, labels, medium)
+
+    Raises EbbError when the source cannot be found or read.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _load_path(source, **border)
+    about = {k: border.pop(k) for k in ("name", "units", "labels", "medium", "digest", "decode") if k in border}
+    if not isinstance(source, Denoiser):
+        from ebbtide.denoise.network import Network
+
+        if process is None:
+            raise EbbError("a network needs the process that it was trained on: give process=ebb.process('flow'), say.")
+        source = Network(source, process, **border)
+    if like is None:
+        raise EbbError("give like=torch.zeros(shape): one element of the data that the model makes.")
+    return Model(denoiser=source, like=like, **{"name": type(source).__name__.lower(), **about})
+
+
+def _load_path(source: str | os.PathLike[str], **options: Any) -> Model:
+    from ebbtide import zoo
+
+    if isinstance(source, str) and source in zoo.names():
+        return zoo.load(source, **options)
+    path = Path(source)
+    if path.exists():
+        from ebbtide.denoise.data import load_data
+
+        return load_data(path, **options)
+    raise EbbError(f"{source} is neither a shipped model nor a path that exists; {nearest(str(source), zoo.names())}")
+
+
+def begin(
+    model: Model,
+    plan: Plan,
+    cond: Any = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Loop, State]:
+    """The bound plan and its first state. Raises EbbError where plan, model and condition do not fit."""
+    if n < 1:
+        raise EbbError(f"n is the number of samples, at least 1, not {n}.")
+    leaves = model.condition(cond, n)
+    if device is not None:
+        leaves = tree_map(lambda v: v.to(device), leaves)
+    loop = model.loop(plan, leaves)
+    like = model.batch(n, None if device is None else torch.device(device), dtype)
+    state = loop.begin(like, leaves, seeds_of(seed, n), model.unit_shape())
+    bad = (~finite_rows(state.x)).nonzero()[:, 0].tolist()
+    if bad:
+        raise EbbError(f"the start holds values that are not finite, in element {bad[0]}; nothing was run.")
+    return loop, state
+
+
+def run(
+    model: Model,
+    plan: Plan | None = None,
+    *,
+    cond: Any = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Step]:
+    """The steps of a run, one at a time: wrap the iterator for progress, a preview or an early stop.
+
+    Every `Step` holds the new state, the prediction in data space, and the number of network evaluations. Arguments
+    and errors as for `sample`.
+    """
+    loop, state = begin(model, plan or Plan(), cond, n, seed, device, dtype)
+    yield from loop.run(state)
+
+
+def resume(model: Model, plan: Plan, state: State | str | os.PathLike[str]) -> Iterator[Step]:
+    """The rest of a run, from a state that `run` yielded or that `State.save` wrote.
+
+    Raises EbbError when the file holds no state.
+    """
+    if not isinstance(state, State):
+        state = State.load(state)[0]
+    yield from model.loop(plan, state.cond).run(state)
+
+
+def sample(
+    model: Model | str,
+    plan: Plan | None = None,
+    *,
+    cond: Any = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trace: bool = False,
+    watch: Callable[[Step, list[int]], None] | None = None,
+) -> Samples:
+    """Draw samples.
+
+    model   from `load`, or its name
+    plan    how; by default 20 Euler steps
+    cond    a label, a list of n labels, or a dict of tensors (n, ...)
+    n       how many
+    seed    element j has seed + j; or a list of n seeds
+    batch   how many at a time (default: all)
+    device, dtype   where the state lives and what it is made of; the network's own stay as they are
+    trace   keep x after every step
+    watch   called with every step and the places of its elements
+
+    Raises EbbError where plan, model and condition do not fit, and for a technique that was switched on but did
+    nothing. An element that becomes infinite or not a number is reported in `failed`; the others go on.
+    """
+    model = load(model) if isinstance(model, str) else model
+    plan = plan or Plan()
+    seeds = seeds_of(seed, n)
+    if n < 1:
+        raise EbbError(f"n is the number of samples, at least 1, not {n}.")
+    if batch is not None and batch < 1:
+        raise EbbError(f"a batch holds at least one sample, not {batch}.")
+    conds = model.condition(cond, n)
+    started, calls, notes = time.perf_counter(), 0, Counter[str]()
+    done: list[Tree] = []
+    failed: list[Failure] = []
+    frames: list[list[Tree]] = []
+    for first in range(0, n, batch or n):
+        places = list(range(first, min(first + (batch or n), n)))
+        index = torch.tensor(places)
+        own = tree_map(lambda v, index=index: v[index.to(v.device)], conds)
+        loop, state = begin(model, plan, own, len(places), [seeds[j] for j in places], device, dtype)
+        frames.append([])
+        for count, step in enumerate(loop.run(state), 1):
+            state = step.state
+            calls += step.calls
+            notes.update(step.info)
+            if trace:
+                frames[-1].append(tree_map(lambda v: v.cpu(), state.x))
+            if watch is not None:
+                watch(step, places)
+            if count % _LOOK_EVERY == 0 and not bool(finite_rows(state.x).any()):
+                break
+        failed += _failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype)
+        done.append(tree_map(lambda v: v.cpu(), state.x))
+    _require_effect(plan, notes)
+    x = tree_map(lambda *v: torch.cat(v), *done)
+    about = _about(model, cond, n, seed, batch, dtype)
+    return Samples(
+        x=x,
+        model=model,
+        plan=plan.replace(run=about),
+        seeds=seeds,
+        calls=calls,
+        seconds=time.perf_counter() - started,
+        failed=failed,
+        trace=_join(frames),
+    )
+
+
+def _join(frames: list[list[Tree]]) -> list[Tree]:
+    """Traces of several batches as one; a batch that ended early stands still."""
+    longest = max(map(len, frames))
+    if not longest:
+        return []
+    return [tree_map(lambda *v: torch.cat(v), *(f[min(k, len(f) - 1)] for f in frames)) for k in range(longest)]
+
+
+def _failures(
+    model: Model,
+    plan: Plan,
+    conds: dict[str, Tree],
+    places: list[int],
+    seeds: list[int],
+    good: Tensor,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> list[Failure]:
+    """Replay each element that is not finite, alone, to find the step at which it ceased to be."""
+    out = []
+    for row in (~good).nonzero()[:, 0].tolist():
+        place = places[row]
+        own = tree_map(lambda v, place=place: v[place : place + 1], conds)
+        loop, state = begin(model, plan, own, 1, [seeds[place]], device, dtype)
+        count = 0
+        for count, step in enumerate(loop.run(state), 1):
+            if not bool(finite_rows(step.state.x).all()):
+                break
+        out.append(Failure(place, seeds[place], count))
+    return out
+
+
+def _require_effect(plan: Plan, notes: Counter[str]) -> None:
+    """A technique that is switched on but did nothing is an error, never a silent no-op."""
+    for slot in ("guide", "network"):
+        for p in plan.parts(slot):
+            off = p.entry.off
+            if off is None or all(getattr(p, k) == v for k, v in off.items()):
+                continue
+            if not notes[p.entry.name]:
+                raise EbbError(f"{slot} {p.entry.name!r} is switched on but did nothing in this run; leave it out.")
+
+
+def _about(model: Model, cond: Any, n: int, seed: Any, batch: int | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    import ebbtide
+
+    plain = cond.tolist() if isinstance(cond, Tensor) else cond
+    if isinstance(plain, dict) and any(isinstance(v, Tensor) for v in plain.values()):
+        plain = "tensors, not written"
+    about = {
+        "model": model.name,
+        "digest": model.digest,
+        **dict(model.info),
+        "cond": plain,
+        "n": n,
+        "seed": list(seed) if not isinstance(seed, int) else seed,
+        "batch": batch,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "versions": {"ebbtide": ebbtide.__version__, "torch": torch.__version__.split("+")[0]},
+    }
+    return {k: v for k, v in about.items() if v not in (None, "")}

@@ -1,0 +1,155 @@
+"""The contracts of the eight slots, as base classes: what a part of each must offer and what it may leave out.
+
+A part is a frozen dataclass of numbers and functions, never of tensors with a batch axis: those live in `State.cond`
+or in the part's slot of `State.memory`, so they follow `take`. Zeros in memory mean "nothing stored".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from ebbtide.core.key import Noise
+from ebbtide.core.state import Memory, Move, Pred, Query, State, Step, Tree
+
+if TYPE_CHECKING:
+    from ebbtide.core.loop import Ask
+    from ebbtide.core.registry import Entry
+
+# Features that a model, its process or a condition gives; all others come from parts of the plan.
+OF_MODEL = frozenset(
+    {"affine", "continuous", "gaussian", "end", "masked", "uniform", "discrete", "joint", "null", "module"}
+)
+
+Inner = Callable[[Sequence[Query]], list[Pred]]
+
+
+class Part:
+    """What every part has. `gives` may be a property where it depends on parameters."""
+
+    entry: ClassVar[Entry]
+    gives: frozenset[str] = frozenset()
+
+    def init(self, state: State, ask: Ask) -> Memory:
+        """The part's memory at the start, and again after a jump; empty unless it needs more than zeros."""
+        return {}
+
+
+class Process(Part):
+    """How data becomes noise."""
+
+    def move(
+        self, x: Tree, pred: Pred | None, t: Tensor, s: Tensor, eta: float, noise: Noise, cond: dict[str, Tree]
+    ) -> Tree:
+        """x_s given x_t and a prediction of the data.
+
+        s < t steps towards the data (eta 0 as deterministic as the process allows, 1 the posterior of its Markov chain);
+        s > t is the forward transition and ignores `pred`; s = t is the identity. After `corrupt(t)`, with the true
+        prediction, the law is that of `corrupt(s)`.
+        """
+        raise NotImplementedError
+
+    def corrupt(self, x0: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
+        """x_t ~ q(x_t | x0)."""
+        raise NotImplementedError
+
+    def prior(self, like: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
+        """A start at time t that knows no data, shaped like `like`."""
+        raise NotImplementedError
+
+
+class Denoiser:
+    """E[x0 | x_t] or log p(x0 | x_t): what stands behind the innermost layer. Closed forms and networks alike.
+
+    process   the process whose x_t it understands; the border converts where a plan samples in another
+    """
+
+    process: Process
+
+    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+        """Answer rows: x (R, ...), t float64 on the CPU (R,) or (R, *units), cond (R, ...), in data space.
+
+        A row's answer never depends on the other rows.
+        """
+        raise NotImplementedError
+
+    def null(self, name: str, leaf: Tensor) -> Tensor | None:
+        """What the condition `name` is when there is none, shaped like `leaf`; None where the model has no such thing."""
+        return None
+
+
+class Start(Part):
+    """Where a run begins."""
+
+    def __call__(self, like: Tree, cond: dict[str, Tree], seeds: Sequence[int], ask: Ask) -> State:
+        """The first state, at a time of the grid (`ask.ahead(k)` is its k-th); may fill the slot `noise`."""
+        raise NotImplementedError
+
+
+class Grid(Part):
+    """Which times a run visits, unit by unit. It sees every element; a unit whose next time is its own waits."""
+
+    def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
+        """The time of each unit k steps from here; k = 0 on a blank state is the first time of the run."""
+        raise NotImplementedError
+
+    def settle(self, state: State, memory: Memory, s: Tensor, move: Move) -> tuple[Tensor | None, Memory]:
+        """Which units accept the move to s (None: all of them), and the grid's memory after it."""
+        raise NotImplementedError
+
+    def done(self, state: State, memory: Memory) -> Tensor:
+        """Which units have arrived, boolean."""
+        raise NotImplementedError
+
+
+class Layer(Part):
+    """What is predicted instead: a guide, or, innermost, the network."""
+
+    def many(
+        self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory
+    ) -> tuple[list[Pred], Memory]:
+        """Answer queries by asking `inner` others.
+
+        Memory written here is seen by later calls of the same step; decisions that must not change within a step read
+        `before`, the memory at its start.
+        """
+        raise NotImplementedError
+
+
+class Solver(Part):
+    """How to move. Declares what it costs and how exact it is."""
+
+    order: float = 1
+    stochastic: bool = False
+    calls: float = 1
+
+    def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Process) -> tuple[Move, Pred]:
+        """Propose a move of every unit to time s, and the prediction at (x, t) that it rests on."""
+        raise NotImplementedError
+
+
+class Correct(Part):
+    """What must hold after a step."""
+
+    def __call__(
+        self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
+    ) -> tuple[State, Memory]:
+        """The state put right; runs once on the start (pred None) and after every step; may change shape, t and cond."""
+        raise NotImplementedError
+
+
+class Steer(Part):
+    """Which candidates go on. It goes around the step; elements compete only inside their `group`."""
+
+    def step(
+        self,
+        state: State,
+        memory: Memory,
+        advance: Callable[..., Step],
+        ask: Callable[[State], Ask],
+        process: Process,
+    ) -> Step:
+        """One step of every request; `advance(state, given=pred)` steps any elements, `ask(state)` looks ahead."""
+        raise NotImplementedError

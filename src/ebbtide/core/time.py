@@ -1,0 +1,71 @@
+"""Times of units, and the one place where float64 weights meet tensors.
+
+Time runs from 1 (corrupted) to 0 (data). `t` is float64 on the CPU, shaped like the units: (B,) one time an element,
+(B, F) one a frame, (B, L) one a token, (B, 1, H, W) one a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from ebbtide.core.state import Tree, tree_map
+
+Weight: TypeAlias = float | Tensor
+T = TypeVar("T", bound=Tree)
+
+
+def right(t: Tensor, x: Tensor) -> Tensor:
+    """Pad the shape of `t` with ones on the right until it broadcasts against `x`: (B,) or (B, F) -> (B, F, 1, 1, 1)."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def shared(t: Tensor) -> float | None:
+    """The time that all units share, or None when they differ (or when gradients to `t` are wanted)."""
+    if t.requires_grad:
+        return None
+    first = t.reshape(-1)[0]
+    return float(first) if t.numel() == 1 or bool((t == first).all()) else None
+
+
+def combine(*terms: tuple[Weight, T]) -> T:
+    """sum_k w_k x_k, one pass a term; weights are floats, or tensors shaped like the units' times.
+
+    The arithmetic of schedules is float64; here it is cast once to the dtype of `x`. Terms of float weight 0 cost
+    nothing. Trees are combined leaf by leaf. The result is a fresh tensor, free for in-place use.
+    """
+    first = terms[0][1]
+    if isinstance(first, dict):
+        return {k: combine(*((w, x[k]) for w, x in terms)) for k in first}  # type: ignore[index, return-value]
+    out: Tensor | None = None
+    for w, x in terms:
+        assert isinstance(x, Tensor)
+        if isinstance(w, float):
+            if w == 0.0:
+                continue
+            out = x * w if out is None else out.add_(x, alpha=w)
+        else:
+            w = right(w, x).to(device=x.device, dtype=x.dtype)
+            out = x * w if out is None else out.addcmul_(w, x)
+    return torch.zeros_like(first) if out is None else out  # type: ignore[return-value]
+
+
+def invert(f: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The time in [0, 1] at which a decreasing `f` takes each `value`, by bisection to the last bit.
+
+    Out of range gives the end of time that is nearest.
+    """
+    low, high = torch.zeros_like(value), torch.ones_like(value)
+    for _ in range(64):
+        mid = (low + high) / 2
+        later = f(mid) > value
+        low, high = torch.where(later, mid, low), torch.where(later, high, mid)
+    return (low + high) / 2
+
+
+def where(units: Tensor, new: T, old: T) -> T:
+    """`new` where a unit is chosen, `old` elsewhere; `units` is boolean on the CPU, padded on the right."""
+    return tree_map(lambda a, b: torch.where(right(units, a).to(a.device), a, b), new, old)

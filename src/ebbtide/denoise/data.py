@@ -1,0 +1,210 @@
+"""Denoisers of a data set itself: the exact posterior mean over given pictures, and the best linear one.
+
+    Empirical   E[x0 | x_t] = sum_k w_k x0_k,   w = softmax_k(-|x_t - a x0_k|^2 / (2 c^2))
+    Wiener      E[x0 | x_t] = m + S A (A S A + C^2)^-1 (x_t - a m),   m, S the mean and covariance of the data
+
+The first is what a network trained to perfection on these pictures would answer; sampled to the end it repeats them. The
+second is the best answer that is linear in x_t, exact for Gaussian data. A = diag(a), C = diag(c): units may differ in t.
+
+Shapes   data (N, C, H, W), P = C H W numbers each; x (R, C, H, W); t (R,) or (R, *units), any mix of times
+Paper    Karras et al. 2022 (arXiv 2206.00364), appendix B.3: the ideal denoiser of a finite data set;
+         Lukoianov et al. 2025 (arXiv 2509.09672), section 4: the Wiener filter as a denoiser
+Differs  noise is never taken below 1e-6, so at c = 0 the first answers the nearest picture; equally near ones share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ebbtide.core.errors import EbbError
+from ebbtide.core.parts import Denoiser
+from ebbtide.core.state import Pred, Tree
+from ebbtide.core.time import right
+from ebbtide.process.affine import Affine
+
+_FLOOR = 1e-6
+
+
+class Bank:
+    """Pictures kept one pixel a row in the type they came in, sorted by label, read in blocks with their mean removed.
+
+    data     (N, C, H, W): floats, -1 to 1, as they are, or uint8, whose 0 to 255 stands for -1 to 1
+    labels   (N,) integers from 0 up, or None
+    block    how many pictures are unpacked at once
+
+    Raises EbbError for data that is no set of pictures and for labels that do not fit it.
+    """
+
+    def __init__(self, data: Tensor, labels: Tensor | None = None, block: int = 2048) -> None:
+        if data.ndim != 4 or not data.numel() or not (data.is_floating_point() or data.dtype == torch.uint8):
+            raise EbbError(f"give pictures (N, C, H, W) of floats or uint8, not {tuple(data.shape)} of {data.dtype}.")
+        if labels is not None and (labels.shape != data.shape[:1] or labels.is_floating_point() or labels.min() < 0):
+            raise EbbError(f"give every one of the {len(data)} pictures a label, an integer from 0 up.")
+        self.shape, self.block = data.shape[1:], block
+        marks = torch.zeros(len(data), dtype=torch.int64) if labels is None else labels.cpu().long()
+        self.classes = 0 if labels is None else int(marks.max()) + 1
+        self.ends = [0, *marks.bincount().cumsum(0).tolist()]
+        order = marks.argsort(stable=True).to(data.device)
+        self.rows = data.new_empty((data[0].numel(), len(data)))
+        for k in range(0, len(data), block):
+            self.rows[:, k : k + block] = data[order[k : k + block]].flatten(1).T
+        self.scale, self.shift = (1 / 127.5, 1.0) if data.dtype == torch.uint8 else (1.0, 0.0)
+        self.mean = torch.zeros(len(self.rows), dtype=torch.float64, device=data.device)
+        self.mean = sum(y.sum(1) for y in self.blocks((0, len(data)))) / len(data)
+
+    def blocks(self, span: tuple[int, int], dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+        """The pictures of a span of columns less the mean of all, (P, block) at a time."""
+        level = (self.mean + self.shift).to(dtype)[:, None]
+        for k in range(*span, self.block):
+            yield self.rows[:, k : min(k + self.block, span[1])].to(dtype, copy=True).mul_(self.scale).sub_(level)
+
+    def covariance(self) -> Tensor:
+        """The covariance of all pictures (divided by N), (P, P) float64."""
+        n = self.rows.shape[1]
+        return sum(y @ y.T for y in self.blocks((0, n))) / n  # type: ignore[return-value]
+
+    def span(self, label: int) -> tuple[int, int]:
+        """The columns that hold one class; -1 and the number of classes stand for all of them.
+
+        Raises EbbError for a label that no picture has.
+        """
+        if label == -1 or label == self.classes > 0:
+            return 0, self.rows.shape[1]
+        if not self.classes:
+            raise EbbError(f"these pictures have no labels: leave the condition 'label' out (got {label}).")
+        if not 0 <= label < self.classes or self.ends[label] == self.ends[label + 1]:
+            raise EbbError(f"no picture has the label {label}: give one of 0 to {self.classes - 1}, or -1 for any.")
+        return self.ends[label], self.ends[label + 1]
+
+
+class Average:
+    """A mean weighted by a softmax, taken over blocks: numbers of any size, in any split, give the same result."""
+
+    def __init__(self) -> None:
+        self.log = self.mean = torch.zeros(())
+
+    def add(self, logits: Tensor, values: Tensor) -> None:
+        """Take in a block: logits (M, K) of M weightings of K items, values (G, K)."""
+        p = logits.softmax(-1)
+        log, mean = logits.amax(-1) - p.amax(-1).log(), p @ values.T
+        if self.mean.ndim:
+            total = torch.logaddexp(self.log, log)
+            mean = self.mean * (self.log - total).exp()[:, None] + mean * (log - total).exp()[:, None]
+            log = total
+        self.log, self.mean = log, mean
+
+
+class OfData(Denoiser):
+    """What denoisers of a data set share: rows in, classes told apart, pixels in one row, the mean picture removed."""
+
+    def __init__(self, process: Affine, data: Tensor, labels: Tensor | None = None, block: int = 2048) -> None:
+        self.process: Affine = plain(process)
+        self.bank = Bank(data, labels, block)
+
+    def null(self, name: str, leaf: Tensor) -> Tensor | None:
+        """-1, any class, for the condition "label" of data that has labels."""
+        return torch.full_like(leaf, -1) if name == "label" and self.bank.classes else None
+
+    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+        """E[x0 | x_t] under each row's own time, and label if `cond` has one. Raises EbbError for an unknown label."""
+        y, a, c = rows(self.process, x, t, self.bank.shape, self.bank.mean)
+        label = cond.get("label", torch.full((len(y),), -1))
+        assert isinstance(x, Tensor)
+        assert isinstance(label, Tensor)
+        label = label.reshape(len(y)).cpu().long()
+        answer: dict[str, Tensor] = {}
+        for one in label.unique().tolist():
+            which = (label == one).nonzero()[:, 0].to(y.device)
+            for name, part in self.answer(y[which], a[which], c[which], self.bank.span(one)).items():
+                answer[name] = answer.get(name, torch.zeros_like(y)).index_copy(0, which, part)
+        answer["mean"] = answer["mean"] + self.bank.mean
+        return Pred(**{k: v.reshape(x.shape).to(x) for k, v in answer.items()})
+
+    def answer(self, y: Tensor, a: Tensor, c: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
+        """The fields of a `Pred`, all (R, P) float64, for y = x - a m; the mean less m."""
+        raise NotImplementedError
+
+
+def plain(process: Affine) -> Affine:
+    """The process, if x_t is data and noise alone. Raises EbbError for one with a far end y."""
+    if process.ended:
+        raise EbbError("a denoiser of a data set needs a process without a far end: use a Gaussian diffusion or flow.")
+    return process
+
+
+def rows(process: Affine, x: Tree, t: Tensor, shape: torch.Size, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y = x - a m, a and c, all (R, P) float64 on the device of `mean`; c at least 1e-6.
+
+    Raises EbbError when x is not shaped like the pictures.
+    """
+    if not isinstance(x, Tensor) or x.shape[1:] != shape:
+        raise EbbError(f"this denoiser knows pictures of shape {tuple(shape)}; give x of shape (R, *{tuple(shape)}).")
+    wide = lambda w: right(w, x).expand(x.shape).flatten(1).to(mean.device)  # noqa: E731
+    a, c = wide(process.a(t)), wide(process.c(t).clamp_min(_FLOOR))
+    return x.to(mean).flatten(1) - a * mean, a, c
+
+
+class Empirical(OfData):
+    """The exact posterior mean and variance over the pictures, in float64.
+
+        Empirical(process, data, labels=None, block=2048)
+
+    Rows may mix times: all are answered in one pass over the data.
+    """
+
+    def answer(self, y: Tensor, a: Tensor, c: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
+        linear, square = a * y / c**2, a**2 / (2 * c**2)
+        average = Average()
+        for x0 in self.bank.blocks(span):
+            x0_2 = x0.square()
+            average.add(linear @ x0 - square @ x0_2, torch.cat([x0, x0_2]))
+        mean, second = average.mean.chunk(2, 1)
+        return {"mean": mean, "var": (second - mean**2).clamp_min(0)}
+
+
+class Wiener(Denoiser):
+    """The best linear denoiser of data with this mean (C, H, W) and covariance (P, P); costs one eigen-decomposition.
+
+    var = diag(S - K A S),   K = S A (A S A + C^2)^-1
+    """
+
+    def __init__(self, process: Affine, mean: Tensor, covariance: Tensor) -> None:
+        p = mean.numel()
+        if covariance.shape != (p, p):
+            raise EbbError(f"a mean of {p} numbers needs a covariance ({p}, {p}), not {tuple(covariance.shape)}.")
+        self.process: Affine = plain(process)
+        self.shape, self.mean = mean.shape, mean.flatten().double()
+        self.covariance = covariance.double()
+        powers, self.axes = torch.linalg.eigh(self.covariance)
+        # What is rounding of zero must be zero, or division by c^2 = 1e-12 makes it count.
+        self.powers = torch.where(powers > powers.amax() * p * torch.finfo(torch.float64).eps, powers, 0.0)
+
+    @classmethod
+    def fit(cls, process: Affine, data: Tensor) -> Wiener:
+        """The denoiser of the mean and covariance of pictures (N, C, H, W)."""
+        bank = Bank(data)
+        return cls(process, bank.mean.reshape(bank.shape), bank.covariance())
+
+    def gain(self, a: Tensor, c: Tensor) -> Tensor:
+        """K, (P, P), for a and c of one picture, (P,): E[x0 | x_t] = m + K (x_t - a m)."""
+        if bool((a == a[0]).all()) and bool((c == c[0]).all()):
+            return (self.axes * (a * self.powers / (a**2 * self.powers + c**2))) @ self.axes.T
+        s = self.covariance
+        return torch.linalg.solve(a[:, None] * s * a + torch.diag(c**2), a[:, None] * s).T
+
+    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+        """E[x0 | x_t] and Var[x0 | x_t] for Gaussian data; the best linear estimate, and its error, for any other."""
+        y, a, c = rows(self.process, x, t, self.shape, self.mean)
+        assert isinstance(x, Tensor)
+        mean, var = torch.empty_like(y), torch.empty_like(y)
+        total = self.covariance.diagonal()
+        times, which = torch.cat([a, c], 1).unique(dim=0, return_inverse=True)
+        for k, one in enumerate(times):
+            own = which == k
+            gain = self.gain(*one.chunk(2))
+            mean[own] = y[own] @ gain.T + self.mean
+            var[own] = (total - (gain * one[: len(total)] * self.covariance).sum(1)).clamp_min(0)
+        return Pred(mean=mean.reshape(x.shape).to(x), var=var.reshape(x.shape).to(x))

@@ -1,0 +1,241 @@
+"""The border: the innermost layer, and the only place that knows what a network wants to be told and what it says.
+
+`Border` turns the queries of a step into as few calls as their shapes allow: it finds each row's owner and condition,
+converts from the process sampled in to the one the denoiser knows (at equal a / c, where both see the same posterior),
+and counts rows. `Network` is the denoiser that stands for a torch module: clock, scaling, prediction type, dtype, device.
+
+    (x, t) of the process sampled in  ->  (x', t') with A/C = a/c,  x' = x |(A, C)| / |(a, c)|
+
+Source   Karras et al. 2022 (arXiv 2206.00364), section 2, for the equivalence; Kingma et al. 2021 (2107.00630), section 5.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebbtide.core.errors import EbbError
+from ebbtide.core.loop import Ask
+from ebbtide.core.parts import Denoiser, Inner, Layer, Process
+from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, Tree, leaves, tree_map
+from ebbtide.core.time import Weight, combine, shared
+from ebbtide.network.patch import Patch, Rows
+from ebbtide.process.affine import Affine
+
+
+@dataclass(frozen=True, eq=False)
+class Border(Layer):
+    """The innermost layer: queries in, predictions out, each answered for its owner's condition.
+
+    denoiser  what answers
+    process   the process sampled in (the denoiser's own, or another Gaussian one)
+    patches   what is changed inside the network during a call
+    """
+
+    denoiser: Denoiser
+    process: Process
+    patches: tuple[Patch, ...] = ()
+    _memo: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for process in (self.process, self.denoiser.process):
+            if self.converts and "gaussian" not in process.gives | getattr(process, "entry", process).gives:
+                raise EbbError(
+                    f"this model knows {_name(self.denoiser.process)!r} and cannot be sampled in "
+                    f"{_name(self.process)!r}: only Gaussian processes convert into one another."
+                )
+
+    @property
+    def converts(self) -> bool:
+        """Whether the process sampled in is another than the denoiser's."""
+        return self.process is not self.denoiser.process and self.process != self.denoiser.process
+
+    def many(
+        self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory
+    ) -> tuple[list[Pred], Memory]:
+        state = ask.state
+        n = len(state)
+        owners = [q.owners(n) for q in queries]
+        conds = [self._condition(q, own, state.cond, n) for q, own in zip(queries, owners, strict=True)]
+        ask.calls += sum(len(own) for own in owners)
+        preds: list[Pred | None] = [None] * len(queries)
+        groups: dict[Any, list[int]] = {}
+        for k, (q, cond) in enumerate(zip(queries, conds, strict=True)):
+            groups.setdefault(_signature(q.x) + _signature(cond), []).append(k)
+        for group in groups.values():
+            some = [queries[k] for k in group]
+            x, t = _cat([q.x for q in some]), _cat([q.t for q in some])
+            cond = _cat([conds[k] for k in group])
+            if self.patches:
+                rows = Rows(some, [owners[k] for k in group], state, memory)
+                with ExitStack() as stack:
+                    module = getattr(self.denoiser, "module", None)
+                    for j, patch in enumerate(self.patches):
+                        stack.enter_context(patch.enter(module, rows, str(j)))  # type: ignore[arg-type]
+                    pred = self._answer(x, t, cond)
+                memory = rows.memory
+            else:
+                pred = self._answer(x, t, cond)
+            if len(group) == 1:
+                preds[group[0]] = pred
+                continue
+            start = 0
+            for k, q in zip(group, some, strict=True):
+                end = start + len(q.t)
+                preds[k] = pred.map(lambda v, a=start, b=end: v[a:b])
+                start = end
+        return preds, memory  # type: ignore[return-value]
+
+    def _condition(self, query: Query, own: Tensor, cond: dict[str, Tree], n: int) -> dict[str, Tree]:
+        if query.cond is OWN or query.cond is NULL:
+            cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
+            return cond if query.of is None else tree_map(lambda v: v[own.to(v.device)], cond)  # type: ignore[no-any-return]
+        return query.cond  # type: ignore[no-any-return]
+
+    def _null(self, cond: dict[str, Tree]) -> dict[str, Tree]:
+        """The condition's leaf "null" where it is given, else the model's own null, leaf by leaf."""
+        given = cond.get("null", {})
+        out, found = {}, False
+        for name, leaf in cond.items():
+            if name == "null":
+                continue
+            null = given.get(name) if isinstance(given, dict) else None
+            if null is None and isinstance(leaf, Tensor):
+                null = self.denoiser.null(name, leaf)
+            found = found or null is not None
+            out[name] = leaf if null is None else null
+        if not found:
+            raise EbbError(
+                "guidance needs a condition that can be taken away: this model has no null condition; "
+                "give cond={..., 'null': {...}} or leave guidance out (scale 1)."
+            )
+        return out
+
+    def _answer(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+        if not self.converts:
+            return self.denoiser(x, t, cond)
+        time, scale = self._convert(t)
+        return self.denoiser(combine((scale, x)), time, cond)
+
+    def _convert(self, t: Tensor) -> tuple[Tensor, Weight]:
+        """The denoiser's time and the input scale at equal a / c."""
+        one = shared(t)
+        if one is None:
+            return self._match(t)
+        if one not in self._memo:
+            if len(self._memo) > 8192:
+                self._memo.clear()
+            time, scale = self._match(torch.tensor([one], dtype=torch.float64))
+            self._memo[one] = (time.item(), scale.item())
+        time_, scale_ = self._memo[one]
+        return torch.full_like(t, time_), scale_
+
+    def _match(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        here, there = self.process, self.denoiser.process
+        assert isinstance(here, Affine)
+        assert isinstance(there, Affine)
+        time = there.time(here.lam(t))
+        scale = torch.hypot(there.a(time), there.c(time)) / torch.hypot(here.a(t), here.c(t))
+        return time, scale
+
+
+def _name(process: Process) -> str:
+    return getattr(getattr(process, "entry", None), "name", type(process).__name__)
+
+
+def _signature(tree: Any) -> tuple[Any, ...]:
+    return tuple((k, v.shape[1:], v.dtype) for k, v in leaves(tree).items())
+
+
+def _cat(trees: list[Any]) -> Any:
+    return trees[0] if len(trees) == 1 else tree_map(lambda *v: torch.cat(v), *trees)
+
+
+# -------------------------------------------------------------------- clocks
+
+
+def _train_index(process: Process, t: Tensor, steps: float) -> Tensor:
+    return (t * steps - 1).clamp_min(0)
+
+
+def _sigma(process: Process, t: Tensor, steps: float) -> Tensor:
+    assert isinstance(process, Affine)
+    return (-process.lam(t)).exp()
+
+
+CLOCKS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
+    "time": lambda process, t, steps: t,
+    "scaled": lambda process, t, steps: t * steps,
+    "reversed": lambda process, t, steps: 1 - t,
+    "train-index": _train_index,
+    "sigma": _sigma,
+    "log-sigma/4": lambda process, t, steps: _sigma(process, t, steps).log() / 4,
+    "log-snr": lambda process, t, steps: 2 * process.lam(t),  # type: ignore[attr-defined]
+}
+"""What networks want to be told instead of t: itself, t * steps, 1 - t, the index of a discrete training schedule,
+sigma = c / a, EDM's log(sigma) / 4, the log-SNR."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network(Denoiser):
+    """A torch module as a denoiser.
+
+    module    called as `call(module, x, clock, cond)`
+    process   the process it was trained on
+    predicts  "x0", "eps", "v", "flow", "score", "logits", or "edm" for the raw output of a preconditioned network
+    clock     what it is told instead of t, a name of CLOCKS
+    steps     of a discrete or scaled clock
+    nulls     the value of a condition's leaf that stands for none, by name (a label's extra class)
+    call      how the module is called; by default `module(x, clock, **cond)`
+    """
+
+    module: nn.Module | Callable[..., Any]
+    process: Process
+    predicts: str = "flow"
+    clock: str = "scaled"
+    steps: float = 1000.0
+    nulls: dict[str, int | float] = field(default_factory=dict)
+    call: Callable[..., Any] = lambda module, x, clock, cond: module(x, clock, **cond)
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.module.parameters()), None) if isinstance(self.module, nn.Module) else None
+        device, dtype = (None, None) if first is None else (first.device, first.dtype)
+        object.__setattr__(self, "_home", (device, dtype))
+
+    def null(self, name: str, leaf: Tensor) -> Tensor | None:
+        return torch.full_like(leaf, self.nulls[name]) if name in self.nulls else None
+
+    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+        device, dtype = self._home  # type: ignore[attr-defined]
+        clock = CLOCKS[self.clock](self.process, t, self.steps).to(device=device, dtype=torch.float32)
+        if self.predicts == "logits":
+            return Pred(logits=self.call(self.module, x, clock, cond).to(_device(x)))
+        assert isinstance(x, Tensor)
+        assert isinstance(self.process, Affine)
+        if self.predicts == "edm":
+            return Pred(mean=self._edm(x, t, clock, cond))
+        out = self.call(self.module, x.to(device=device, dtype=dtype), clock, cond)
+        return Pred(mean=self.process.to_x0(self.predicts, out.to(x), x, t, cond))
+
+    def _edm(self, x: Tensor, t: Tensor, clock: Tensor, cond: dict[str, Tree]) -> Tensor:
+        """D = c_skip x + c_out F(c_in x): Karras et al. 2022, table 1, for x at noise sigma = c / a."""
+        device, dtype = self._home  # type: ignore[attr-defined]
+        sigma, data = _sigma(self.process, t, 1.0), self.sigma_data
+        norm = torch.hypot(sigma, torch.full_like(sigma, data))
+        scaled = combine((1 / (norm * self.process.a(t)), x)).to(device=device, dtype=dtype)  # type: ignore[attr-defined]
+        out = self.call(self.module, scaled, clock, cond).to(x)
+        skip = data**2 / norm**2 / self.process.a(t)  # type: ignore[attr-defined]
+        return combine((skip, x), (sigma * data / norm, out))
+
+
+def _device(x: Tree) -> torch.device:
+    return next(iter(leaves(x).values())).device
+
+
+__all__ = ["CLOCKS", "Border", "Network"]

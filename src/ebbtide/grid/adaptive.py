@@ -1,0 +1,68 @@
+"""Adaptive times: each unit's step is as long as its own local error allows.
+
+    accept when err <= tol;   h <- h min(5, max(0.2, 0.9 (tol / err)^(1/order)))
+
+Steps are in t, from `first` to `last`; the step from there to the data is taken as it comes.
+
+Shapes   err (units,) from the solver (relative to the unit's size). Memory: h and power, float64 (units,).
+Paper    Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations I", section II.4; for diffusion:
+         Jolicoeur-Martineau et al. 2021 (arXiv 2105.14080)
+Differs  one controller for each unit, where the papers share one over the batch; a rejected stochastic step would need its
+         noise again as a bridge, so stochastic solvers are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ebbtide.core.errors import EbbError
+from ebbtide.core.loop import Ask
+from ebbtide.core.parts import Grid
+from ebbtide.core.registry import part
+from ebbtide.core.state import Memory, Move, State
+from ebbtide.grid.fixed import Time
+
+_SMALLEST = 1e-7
+
+
+@part("grid", "adaptive", paper="2105.14080", needs={"err", "continuous"}, refuses={"stochastic"})
+class Adaptive(Grid):
+    """Adaptive times: each unit's step is as long as its own local error allows."""
+
+    tol: Annotated[float, Field(gt=0)] = 0.01
+    first: Time = 1.0
+    last: Time = 1e-3
+    h: Time = 0.05
+
+    def init(self, state: State, ask: Ask) -> Memory:
+        one = torch.ones(state.t.shape, dtype=torch.float64)
+        return {"h": one * self.h, "power": one / ask.loop.solve.order}
+
+    def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
+        h = memory["h"]
+        assert isinstance(h, Tensor)
+        if k == 0:
+            return torch.where(state.i == 0, torch.full_like(state.t, self.first), state.t)
+        t = state.t - k * h
+        reached = torch.where(state.t <= self.last, torch.zeros_like(t), torch.full_like(t, self.last))
+        return torch.where(t <= self.last, reached, t)
+
+    def settle(self, state: State, memory: Memory, s: Tensor, move: Move) -> tuple[Tensor | None, Memory]:
+        h, power, err = memory["h"], memory["power"], move.err
+        assert isinstance(h, Tensor)
+        assert isinstance(power, Tensor)
+        assert err is not None
+        final, waits = s == 0, s == state.t
+        accept = (~(err > self.tol) | final) & ~waits  # a unit that is not a number goes on, to be found at the end
+        factor = (0.9 * (self.tol / err.nan_to_num(self.tol).clamp_min(1e-12)) ** power).clamp(0.2, 5.0)
+        taken = torch.where(final | waits, h, (state.t - s) * factor)
+        if bool((~accept & ~waits & (taken < _SMALLEST)).any()):
+            raise EbbError(f"the tolerance {self.tol:g} cannot be met: the smallest step reached is {_SMALLEST:g}.")
+        return (None if bool(accept.all()) else accept), {**memory, "h": taken.clamp(max=1.0)}
+
+    def done(self, state: State, memory: Memory) -> Tensor:
+        return state.t <= 0

@@ -1,0 +1,24 @@
+"""Data sets, training recipes, and the weights that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> list[str]:
+    """The names of all shipped models: those that `ebb.load(name)` opens without a path."""
+    return sorted(p.parent.name for p in _WEIGHTS.glob("*/recipe.json"))
+
+
+def folder(name: str) -> Path:
+    """The folder of a shipped model: config.json, weights, and recipe.json, which says how they were made.
+
+    Raises EbbError with the nearest names when there is none.
+    """
+    from ebbtide.core.errors import EbbError, nearest
+
+    if name not in names():
+        raise EbbError(f"no model named {name!r} ships with ebbtide; {nearest(name, names())}")
+    return _WEIGHTS / name

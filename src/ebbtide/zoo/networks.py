@@ -1,0 +1,77 @@
+"""The networks that recipes train, described by frozen numbers; the modules are the ecosystem's own classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ebbtide.core.key import Noise
+
+
+def draw(module: nn.Module, noise: Noise, scale: float | None = None) -> None:
+    """Fill every matrix with keyed normal draws of variance 2 / (fan in + fan out), or `scale`^2; biases with zeros.
+
+    Source: Glorot, Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", eq. 12.
+    """
+    with torch.no_grad():
+        for k, (name, weight) in enumerate(module.named_parameters()):
+            if weight.ndim > 1:
+                flat: Tensor = noise.fold(k).normal(torch.empty(1, weight.numel()))
+                fans = weight[0].numel() + weight.shape[0] * weight[0, 0].numel()
+                weight.copy_(flat.reshape(weight.shape) * (scale or math.sqrt(2 / fans)))
+            elif name.endswith("bias"):
+                weight.zero_()
+
+
+@dataclass(frozen=True)
+class DiT:
+    """Diffusers' `DiTTransformer2DModel`: class-conditional, time and label by adaptive layer norm.
+
+    Its label table has one row more than there are classes: the last means "no label".
+    Paper: Peebles & Xie 2023, "Scalable diffusion models with transformers" (arXiv 2212.09748), section 3.
+    """
+
+    size: int = 28
+    channels: int = 1
+    patch: int = 4
+    layers: int = 5
+    heads: int = 3
+    width: int = 32
+    classes: int = 10
+
+    def build(self, noise: Noise | None = None) -> nn.Module:
+        """The module in `eval()`: in train mode this class drops labels by itself, from the global generator."""
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        with torch.random.fork_rng(devices=[]):
+            module = DiTTransformer2DModel(
+                num_attention_heads=self.heads,
+                attention_head_dim=self.width,
+                in_channels=self.channels,
+                num_layers=self.layers,
+                sample_size=self.size,
+                patch_size=self.patch,
+                activation_fn="gelu-approximate",
+                num_embeds_ada_norm=self.classes,
+                norm_type="ada_norm_zero",
+            )
+        if noise is not None:
+            draw(module, noise)
+            with torch.no_grad():
+                # As in the paper, every block and the output begin as the identity and as zero.
+                for block in module.transformer_blocks:
+                    draw(block.norm1.emb, noise.fold(1), 0.02)
+                    block.norm1.linear.weight.zero_()
+                for layer in (module.proj_out_1, module.proj_out_2):
+                    layer.weight.zero_()
+        return module.eval()
+
+    def write(self, module: nn.Module, folder: Path) -> None:
+        """A folder that `from_pretrained` reads, weights in float16."""
+        import copy
+
+        copy.deepcopy(module).half().save_pretrained(folder)
