@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ebbtide.core.key import Noise, keys
 from ebbtide.zoo import folder
 from ebbtide.zoo.data import load_pictures
+from ebbtide.zoo.reference import nearest
 
 
 def classifier(path: Path) -> nn.Module:
@@ -62,20 +63,11 @@ def sample(model: nn.Module, labels: Tensor, scale: float, steps: int) -> Tensor
     return x.clamp(-1, 1)
 
 
-def nearest(x: Tensor, train: Tensor) -> Tensor:
-    """min_j |x_i - train_j| in pixels of [-1, 1], (N,)."""
-    x, train = x.flatten(1), train.flatten(1)
-    best = torch.full((len(x),), float("inf"))
-    for part in train.split(10_000):
-        best = torch.minimum(best, (part.square().sum(1)[None] - 2 * x @ part.T).amin(1))
-    return (best + x.square().sum(1)).clamp_min(0).sqrt()
-
-
 def measure(model: nn.Module, data: Path, clf: Path, scale: float, steps: int, n: int) -> dict[str, Any]:
     """Both figures, and seconds."""
     labels = torch.arange(n) % 10
     began = time.perf_counter()
-    x = torch.cat([sample_part for sample_part in (sample(model, labels, scale, steps),)])
+    x = sample(model, labels, scale, steps)
     seconds = time.perf_counter() - began
     train = load_pictures(data).x
     mine, theirs = nearest(x, train).median(), nearest(load_pictures(data, split="test").x[:2000], train).median()

@@ -219,11 +219,12 @@ def _failures(
         place = places[row]
         own = tree_map(lambda v, place=place: v[place : place + 1], conds)
         loop, state = begin(model, plan, own, 1, [seeds[place]], device, dtype)
-        count = 0
+        found = 0
         for count, step in enumerate(loop.run(state), 1):
+            found = count
             if not bool(finite_rows(step.state.x).all()):
                 break
-        out.append(Failure(place, seeds[place], count))
+        out.append(Failure(place, seeds[place], found))
     return out
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Failure(NamedTuple):
     """An element that became infinite or not a number: its place, its seed, and the step at which it did."""
 
-    index: int
+    place: int
     seed: int
     step: int
 
     def __str__(self) -> str:
-        return f"sample {self.index} (seed {self.seed}) is not finite from step {self.step} on"
+        return f"sample {self.place} (seed {self.seed}) is not finite from step {self.step} on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def sheet(images: Sequence[Image], columns: int | None = None, margin: int = 2, 
 
 
 def _grey(mode: str) -> int | tuple[int, ...]:
-    return {"L": 64, "RGB": (64, 64, 64), "RGBA": (64, 64, 64, 255)}[mode]
+    return 64 if mode == "L" else (64, 64, 64, 255)[: len(mode)]
 
 
 def finite_rows(x: Tree) -> Tensor:

@@ -7,7 +7,7 @@ or in the part's slot of `State.memory`, so they follow `take`. Zeros in memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -125,8 +125,11 @@ class Solver(Part):
     stochastic: bool = False
     calls: float = 1
 
-    def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Process) -> tuple[Move, Pred]:
-        """Propose a move of every unit to time s, and the prediction at (x, t) that it rests on."""
+    def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Any) -> tuple[Move, Pred]:
+        """Propose a move of every unit to time s, and the prediction at (x, t) that it rests on.
+
+        `process` is an `Affine` for a solver that needs "affine", and so on.
+        """
         raise NotImplementedError
 
 

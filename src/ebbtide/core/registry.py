@@ -85,7 +85,8 @@ def part(
         before = _registry.get((slot, name))
         if before is not None and before.cls.__module__ != made.__module__:
             raise ValueError(f"{slot} {name!r} is registered twice: {before.cls.__module__} and {made.__module__}")
-        entry = Entry(slot, name, made, paper, *map(frozenset, (needs, gives, refuses)), off, baseline, exempt or {})
+        features = (frozenset(needs), frozenset(gives), frozenset(refuses))
+        entry = Entry(slot, name, made, paper, *features, off, baseline, exempt or {})
         _registry[slot, name] = entry
         made.entry = entry
         return made  # type: ignore[no-any-return]

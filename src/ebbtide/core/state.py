@@ -19,8 +19,10 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import fold, keys
 
-Tree: TypeAlias = "Tensor | dict[str, Tree]"
-Memory: TypeAlias = "dict[str, Tree]"
+Tree: TypeAlias = Any
+"""A tensor, or a dict of trees by name."""
+Memory: TypeAlias = dict[str, Any]
+"""What a part keeps in the state: batch-first leaves by name."""
 
 
 def tree_map(f: Callable[..., Tensor], tree: Any, *rest: Any) -> Any:
@@ -152,7 +154,7 @@ class State:
 
         x, t, i, key and the memory of solver and grid have a unit axis; all else belongs to the element and stays.
         """
-        old, new = [j for j in index if j >= 0], index.count(-1) if isinstance(index, list) else list(index).count(-1)
+        old, new = [j for j in index if j >= 0], list(index).count(-1)
         count = iter(range(len(old), len(old) + new))
         kept = iter(range(len(old)))
         order = torch.tensor([next(kept) if j >= 0 else next(count) for j in index])
@@ -217,7 +219,7 @@ class State:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("ebbtide", "null"))
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
@@ -307,7 +309,7 @@ class Move(NamedTuple):
     """
 
     x: Tree
-    memory: Memory = {}
+    memory: Memory = {}  # noqa: RUF012
     t: Tensor | None = None
     hops: Tensor | None = None
     err: Tensor | None = None

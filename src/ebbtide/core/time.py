@@ -6,8 +6,9 @@ Time runs from 1 (corrupted) to 0 (data). `t` is float64 on the CPU, shaped like
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from ebbtide.core.state import Tree, tree_map
 
 Weight: TypeAlias = float | Tensor
-T = TypeVar("T", bound=Tree)
 
 
 def right(t: Tensor, x: Tensor) -> Tensor:
@@ -31,7 +31,42 @@ def shared(t: Tensor) -> float | None:
     return float(first) if t.numel() == 1 or bool((t == first).all()) else None
 
 
-def combine(*terms: tuple[Weight, T]) -> T:
+def weight(t: Tensor) -> Weight:
+    """A control tensor as a weight: the float that all units share, else the tensor itself."""
+    one = shared(t)
+    return t if one is None else one
+
+
+def spread(w: Weight, t: Tensor) -> Tensor:
+    """A weight as a control tensor shaped like `t`."""
+    return w if isinstance(w, Tensor) else torch.full_like(t, w)
+
+
+def nil(w: Weight) -> bool:
+    """Whether a weight is the float 0, so that its term need not be made at all."""
+    return isinstance(w, float) and w == 0.0
+
+
+def pick(condition: bool | Tensor, a: Weight, b: Weight) -> Weight:
+    """`a` where the condition holds, `b` elsewhere, for floats and for tensors of units."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def ratio(a: Weight, b: Weight) -> Weight:
+    """a / b, and 0 where b is 0."""
+    if isinstance(b, Tensor):
+        return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+    return a * 0.0 if b == 0.0 else a / b
+
+
+def exp(w: Weight) -> Weight:
+    """The exponential of a weight."""
+    return w.exp() if isinstance(w, Tensor) else math.exp(w)
+
+
+def combine(*terms: tuple[Weight, Tree]) -> Any:
     """sum_k w_k x_k, one pass a term; weights are floats, or tensors shaped like the units' times.
 
     The arithmetic of schedules is float64; here it is cast once to the dtype of `x`. Terms of float weight 0 cost
@@ -39,10 +74,9 @@ def combine(*terms: tuple[Weight, T]) -> T:
     """
     first = terms[0][1]
     if isinstance(first, dict):
-        return {k: combine(*((w, x[k]) for w, x in terms)) for k in first}  # type: ignore[index, return-value]
+        return {k: combine(*((w, x[k]) for w, x in terms)) for k in first}
     out: Tensor | None = None
     for w, x in terms:
-        assert isinstance(x, Tensor)
         if isinstance(w, float):
             if w == 0.0:
                 continue
@@ -50,7 +84,7 @@ def combine(*terms: tuple[Weight, T]) -> T:
         else:
             w = right(w, x).to(device=x.device, dtype=x.dtype)
             out = x * w if out is None else out.addcmul_(w, x)
-    return torch.zeros_like(first) if out is None else out  # type: ignore[return-value]
+    return torch.zeros_like(first) if out is None else out
 
 
 def invert(f: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
@@ -66,6 +100,6 @@ def invert(f: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def where(units: Tensor, new: T, old: T) -> T:
+def where(units: Tensor, new: Tree, old: Tree) -> Any:
     """`new` where a unit is chosen, `old` elsewhere; `units` is boolean on the CPU, padded on the right."""
     return tree_map(lambda a, b: torch.where(right(units, a).to(a.device), a, b), new, old)

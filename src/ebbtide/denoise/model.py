@@ -62,7 +62,7 @@ class Model:
             kind = dtype if dtype is not None and v.is_floating_point() else v.dtype
             return torch.zeros((n, *v.shape), dtype=kind, device=device)
 
-        return tree_map(zeros, self.like)  # type: ignore[no-any-return]
+        return tree_map(zeros, self.like)
 
     def unit_shape(self) -> tuple[int, ...]:
         """The shape of an element's units, without the batch."""
@@ -119,7 +119,7 @@ class Model:
 
 def process(name: str, **parameters: Any) -> Process:
     """A process by its name in the registry, such as process("vp-cosine")."""
-    return registry.make("process", {"name": name, **parameters})  # type: ignore[no-any-return]
+    return registry.make("process", {"name": name, **parameters})
 
 
 def seeds_of(seed: int | Sequence[int], n: int) -> list[int]:

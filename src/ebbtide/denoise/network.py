@@ -11,6 +11,7 @@ Source   Karras et al. 2022 (arXiv 2206.00364), section 2, for the equivalence; 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from ebbtide.core.parts import Denoiser, Inner, Layer, Process
 from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, Tree, leaves, tree_map
 from ebbtide.core.time import Weight, combine, shared
 from ebbtide.network.patch import Patch, Rows
-from ebbtide.process.affine import Affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Border(Layer):
         owners = [q.owners(n) for q in queries]
         conds = [self._condition(q, own, state.cond, n) for q, own in zip(queries, owners, strict=True)]
         ask.calls += sum(len(own) for own in owners)
-        preds: list[Pred | None] = [None] * len(queries)
+        preds: list[Pred] = [Pred()] * len(queries)
         groups: dict[Any, list[int]] = {}
         for k, (q, cond) in enumerate(zip(queries, conds, strict=True)):
             groups.setdefault(_signature(q.x) + _signature(cond), []).append(k)
@@ -74,9 +74,9 @@ class Border(Layer):
             if self.patches:
                 rows = Rows(some, [owners[k] for k in group], state, memory)
                 with ExitStack() as stack:
-                    module = getattr(self.denoiser, "module", None)
+                    module: Any = getattr(self.denoiser, "module", None)
                     for j, patch in enumerate(self.patches):
-                        stack.enter_context(patch.enter(module, rows, str(j)))  # type: ignore[arg-type]
+                        stack.enter_context(patch.enter(module, rows, str(j)))
                     pred = self._answer(x, t, cond)
                 memory = rows.memory
             else:
@@ -89,13 +89,13 @@ class Border(Layer):
                 end = start + len(q.t)
                 preds[k] = pred.map(lambda v, a=start, b=end: v[a:b])
                 start = end
-        return preds, memory  # type: ignore[return-value]
+        return preds, memory
 
     def _condition(self, query: Query, own: Tensor, cond: dict[str, Tree], n: int) -> dict[str, Tree]:
         if query.cond is OWN or query.cond is NULL:
             cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
-            return cond if query.of is None else tree_map(lambda v: v[own.to(v.device)], cond)  # type: ignore[no-any-return]
-        return query.cond  # type: ignore[no-any-return]
+            return cond if query.of is None else tree_map(lambda v: v[own.to(v.device)], cond)
+        return query.cond
 
     def _null(self, cond: dict[str, Tree]) -> dict[str, Tree]:
         """The condition's leaf "null" where it is given, else the model's own null, leaf by leaf."""
@@ -136,9 +136,8 @@ class Border(Layer):
         return torch.full_like(t, time_), scale_
 
     def _match(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        here, there = self.process, self.denoiser.process
-        assert isinstance(here, Affine)
-        assert isinstance(there, Affine)
+        here: Any = self.process
+        there: Any = self.denoiser.process
         time = there.time(here.lam(t))
         scale = torch.hypot(there.a(time), there.c(time)) / torch.hypot(here.a(t), here.c(t))
         return time, scale
@@ -159,23 +158,22 @@ def _cat(trees: list[Any]) -> Any:
 # -------------------------------------------------------------------- clocks
 
 
-def _train_index(process: Process, t: Tensor, steps: float) -> Tensor:
+def _train_index(process: Any, t: Tensor, steps: float) -> Tensor:
     return (t * steps - 1).clamp_min(0)
 
 
-def _sigma(process: Process, t: Tensor, steps: float) -> Tensor:
-    assert isinstance(process, Affine)
+def _sigma(process: Any, t: Tensor, steps: float) -> Tensor:
     return (-process.lam(t)).exp()
 
 
-CLOCKS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
+CLOCKS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {
     "time": lambda process, t, steps: t,
     "scaled": lambda process, t, steps: t * steps,
     "reversed": lambda process, t, steps: 1 - t,
     "train-index": _train_index,
     "sigma": _sigma,
     "log-sigma/4": lambda process, t, steps: _sigma(process, t, steps).log() / 4,
-    "log-snr": lambda process, t, steps: 2 * process.lam(t),  # type: ignore[attr-defined]
+    "log-snr": lambda process, t, steps: 2 * process.lam(t),
 }
 """What networks want to be told instead of t: itself, t * steps, 1 - t, the index of a discrete training schedule,
 sigma = c / a, EDM's log(sigma) / 4, the log-SNR."""
@@ -195,7 +193,7 @@ class Network(Denoiser):
     """
 
     module: nn.Module | Callable[..., Any]
-    process: Process
+    process: Any
     predicts: str = "flow"
     clock: str = "scaled"
     steps: float = 1000.0
@@ -203,34 +201,31 @@ class Network(Denoiser):
     call: Callable[..., Any] = lambda module, x, clock, cond: module(x, clock, **cond)
     sigma_data: float = 0.5
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def _home(self) -> dict[str, Any]:
+        """Where the module lives and what it is made of; nothing for a plain function."""
         first = next(iter(self.module.parameters()), None) if isinstance(self.module, nn.Module) else None
-        device, dtype = (None, None) if first is None else (first.device, first.dtype)
-        object.__setattr__(self, "_home", (device, dtype))
+        return {} if first is None else {"device": first.device, "dtype": first.dtype}
 
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
         return torch.full_like(leaf, self.nulls[name]) if name in self.nulls else None
 
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
-        device, dtype = self._home  # type: ignore[attr-defined]
-        clock = CLOCKS[self.clock](self.process, t, self.steps).to(device=device, dtype=torch.float32)
+        clock = CLOCKS[self.clock](self.process, t, self.steps).to(self._home.get("device"), torch.float32)
         if self.predicts == "logits":
             return Pred(logits=self.call(self.module, x, clock, cond).to(_device(x)))
-        assert isinstance(x, Tensor)
-        assert isinstance(self.process, Affine)
         if self.predicts == "edm":
             return Pred(mean=self._edm(x, t, clock, cond))
-        out = self.call(self.module, x.to(device=device, dtype=dtype), clock, cond)
+        out = self.call(self.module, x.to(**self._home), clock, cond)
         return Pred(mean=self.process.to_x0(self.predicts, out.to(x), x, t, cond))
 
     def _edm(self, x: Tensor, t: Tensor, clock: Tensor, cond: dict[str, Tree]) -> Tensor:
         """D = c_skip x + c_out F(c_in x): Karras et al. 2022, table 1, for x at noise sigma = c / a."""
-        device, dtype = self._home  # type: ignore[attr-defined]
         sigma, data = _sigma(self.process, t, 1.0), self.sigma_data
         norm = torch.hypot(sigma, torch.full_like(sigma, data))
-        scaled = combine((1 / (norm * self.process.a(t)), x)).to(device=device, dtype=dtype)  # type: ignore[attr-defined]
+        scaled = combine((1 / (norm * self.process.a(t)), x)).to(**self._home)
         out = self.call(self.module, scaled, clock, cond).to(x)
-        skip = data**2 / norm**2 / self.process.a(t)  # type: ignore[attr-defined]
+        skip = data**2 / norm**2 / self.process.a(t)
         return combine((skip, x), (sigma * data / norm, out))
 
 

@@ -44,7 +44,6 @@ class Adaptive(Grid):
 
     def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
         h = memory["h"]
-        assert isinstance(h, Tensor)
         if k == 0:
             return torch.where(state.i == 0, torch.full_like(state.t, self.first), state.t)
         t = state.t - k * h
@@ -53,8 +52,6 @@ class Adaptive(Grid):
 
     def settle(self, state: State, memory: Memory, s: Tensor, move: Move) -> tuple[Tensor | None, Memory]:
         h, power, err = memory["h"], memory["power"], move.err
-        assert isinstance(h, Tensor)
-        assert isinstance(power, Tensor)
         assert err is not None
         final, waits = s == 0, s == state.t
         accept = (~(err > self.tol) | final) & ~waits  # a unit that is not a number goes on, to be found at the end

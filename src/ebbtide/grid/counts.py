@@ -10,11 +10,11 @@ Source   Chang et al. 2022, "MaskGIT" (arXiv 2202.04200), section 3.2, with a co
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebbtide.core.parts import Process
 from ebbtide.core.registry import part
 from ebbtide.core.state import State
 from ebbtide.core.time import invert
@@ -27,9 +27,8 @@ class Counts(FixedGrid):
 
     tokens: Steps = 1
 
-    def points(self, process: Process, state: State) -> Tensor:
-        assert isinstance(state.x, Tensor)
+    def points(self, process: Any, state: State) -> Tensor:
         length = math.prod(state.x.shape[1:])
         shown = torch.arange(0, length + self.tokens, self.tokens, dtype=torch.float64).clamp(max=length)
-        times = invert(process.alpha, shown / length)  # type: ignore[attr-defined]
+        times = invert(process.alpha, shown / length)
         return torch.cat([torch.ones(1, dtype=torch.float64), times[1:-1], torch.zeros(1, dtype=torch.float64)])

@@ -36,11 +36,9 @@ class Staggered(Linear):
 
     def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
         wait = memory["wait"]
-        assert isinstance(wait, Tensor)
         return torch.where(wait >= max(k, 1), state.t, super().ahead(state, memory, k))
 
     def settle(self, state: State, memory: Memory, s: Tensor, move: Move) -> tuple[Tensor | None, Memory]:
         accept, _ = super().settle(state, memory, s, move)
         wait = memory["wait"]
-        assert isinstance(wait, Tensor)
         return accept, {**memory, "wait": (wait - 1).clamp_min(0)}

@@ -50,7 +50,7 @@ def _open(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "pt") as f:  # type: ignore[no-untyped-call]
+        with safe_open(file, "pt") as f:
             about = json.loads((f.metadata() or {}).get("ebbtide", "null"))
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
@@ -68,6 +68,13 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
 
 
+def _refuse(file: Path, apart: list[str]) -> None:
+    if apart:
+        raise EbbError(
+            f"{file.parent} holds a run that differs: {'; '.join(apart)}. Give another folder to start afresh there."
+        )
+
+
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -82,11 +89,7 @@ def load(
     Raises EbbError when the checkpoint belongs to another recipe, seed or data set, and names what differs.
     """
     tensors, said = _open(file)
-    apart = differences({k: said.get(k) for k in about}, json.loads(json.dumps(about)))
-    if apart:
-        raise EbbError(
-            f"{file.parent} holds a run that differs: {'; '.join(apart)}. Give another folder to start afresh there."
-        )
+    _refuse(file, differences({k: said.get(k) for k in about}, json.loads(json.dumps(about))))
     _fill(network, tensors, "net")
     _fill(average, tensors, "avg")
     for name, weight in network.named_parameters():
@@ -100,8 +103,12 @@ def load(
     return int(said["step"]), float(said["loss"])
 
 
-def load_average(file: Path, average: nn.Module) -> dict[str, Any]:
-    """Fill a network with the averaged weights alone; returns what the checkpoint says of itself."""
+def load_average(file: Path, network: dict[str, Any], average: nn.Module) -> dict[str, Any]:
+    """Fill a module with the averaged weights alone; returns what the checkpoint says of itself.
+
+    `network` is the description the module was built from. Raises EbbError when the checkpoint holds another.
+    """
     tensors, said = _open(file)
+    _refuse(file, differences(said["recipe"]["network"], json.loads(json.dumps(network)), "network"))
     _fill(average, tensors, "avg")
     return said

@@ -16,7 +16,8 @@ Differs  a share of the times is uniform, so both ends, which the logit-normal l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,18 @@ class FlowMatching:
         t = self.times(noise)
         x = self.process.corrupt(x0, t, noise, {})
         target = self.process.from_x0(self.kind, x0, x, t, {})
-        labels = torch.full((len(x0),), self.null) if labels is None else labels
-        labels = torch.where(noise.uniform((len(x0),), 3) < self.drop, self.null, labels)
+        dropped = (noise.uniform((len(x0),), 3) < self.drop).to(x0.device)
+        known = torch.full_like(dropped, self.null, dtype=torch.int64) if labels is None else labels
+        labels = torch.where(dropped, self.null, known)
         said = network(x, (t * self.clock).to(x), class_labels=labels).sample
         return (said - target).square().mean()
+
+    def about(self) -> dict[str, Any]:
+        """The arguments of `denoise.network.Network`, in plain words."""
+        return {
+            "process": {"name": self.process.entry.name, **asdict(self.process)},  # type: ignore[call-overload]
+            "predicts": self.kind,
+            "clock": "scaled",
+            "steps_of_clock": self.clock,
+            "nulls": {"label": self.null},
+        }

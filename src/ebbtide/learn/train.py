@@ -13,10 +13,11 @@ Source   AdamW: Loshchilov, Hutter 2019 (arXiv 1711.05101); warmed-up averages: 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,9 @@ class Objective(Protocol):
     def loss(self, network: nn.Module, x0: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """A scalar, the mean over the batch; every random number comes from `noise`, which has one key a row."""
 
+    def about(self) -> dict[str, Any]:
+        """What a border must know to use the network: process, kind of prediction, clock, nulls."""
+
 
 class Network(Protocol):
     """What is trained: a frozen description that can be built and written."""
@@ -45,6 +49,9 @@ class Network(Protocol):
 
     def write(self, module: nn.Module, folder: Path) -> None:
         """Write config.json and float16 weights, in the layout that its library reads."""
+
+    def about(self) -> dict[str, Any]:
+        """What its data looks like: shape, labels, medium."""
 
 
 class Data(Protocol):
@@ -62,8 +69,11 @@ class Data(Protocol):
 class Recipe:
     """Everything but the data that decides the weights; plain values, so that two recipes can be compared.
 
-    data    the data set this recipe was written for, in words
-    about   what a reader of the weights must know: clock, kind of prediction, range, shape, classes
+    data      the data set it was written for: "hub:" and this name fetch it
+    steps     of the whole run, `batch` pictures each
+    lr        the peak, after `warmup` steps; it falls to nothing along a cosine
+    ema       of the average, at most
+    clip      the largest norm of a gradient
     """
 
     name: str
@@ -142,11 +152,13 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
     every: float = 60.0,
+    device: str | torch.device = "cpu",
 ) -> Iterator[Progress]:
     """Train, or go on training, and yield after every step; at the end the averaged network lies in `out`/model.
 
     steps, seed   in place of the recipe's; `steps` is the length of the whole run, which the learning rate follows
     every         seconds between checkpoints; one is also written at the end, and when the iterator is closed
+    device        where the network lives; what is drawn is the same everywhere, sums may round differently
 
     Raises EbbError when the folder holds a checkpoint of another recipe, seed or data set (it names the difference),
     and when the loss stops being a number.
@@ -157,7 +169,7 @@ def train(
     file = Path(out) / checkpoint.NAME
     about = {"recipe": plain(recipe), "data": data.digest}
     root = keys([recipe.seed])
-    network = recipe.network.build(Noise(fold(root, _INIT), torch.zeros(1, dtype=torch.int64)))
+    network = recipe.network.build(Noise(fold(root, _INIT), torch.zeros(1, dtype=torch.int64))).to(device)
     average = copy.deepcopy(network).requires_grad_(False)
     weights = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -169,7 +181,9 @@ def train(
         done, mean = checkpoint.load(file, about, network, average, optimiser)
     rows = _Order(recipe.seed, len(data), recipe.batch)
     row_keys = fold(fold(root, _DRAW), torch.arange(recipe.batch))
-    averaged = [p for p, w in zip(average.parameters(), network.parameters(), strict=True) if w.requires_grad]
+    averaged: list[Tensor] = [
+        p for p, w in zip(average.parameters(), network.parameters(), strict=True) if w.requires_grad
+    ]
     began, first, saved_at = time.monotonic(), done, time.monotonic()
 
     def save() -> Path:
@@ -179,6 +193,7 @@ def train(
     try:
         while done < recipe.steps:
             x, labels = data.rows(rows(done))
+            x, labels = x.to(device), None if labels is None else labels.to(device)
             for group in optimiser.param_groups:
                 group["lr"] = rate_of(recipe, done)
             with torch.enable_grad():
@@ -211,17 +226,18 @@ def train(
 
 
 def export(out: str | Path, recipe: Recipe, folder: str | Path, extra: dict[str, Any] | None = None) -> Path:
-    """Write the averaged network of the checkpoint in `out` as weights that can be shipped, with recipe.json beside.
+    """Write the averaged network of the checkpoint in `out` into `folder`: float16 weights, config.json, recipe.json.
 
-    Raises EbbError when there is no checkpoint.
+    recipe.json says how the weights were made and how they are to be asked; `extra` adds to it (figures, a command).
+    Works while the run goes on. Raises EbbError when there is no checkpoint, or one of another network.
     """
-    import json
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     average = recipe.network.build()
-    said = checkpoint.load_average(Path(out) / checkpoint.NAME, average)
+    said = checkpoint.load_average(Path(out) / checkpoint.NAME, plain(recipe.network), average)
     recipe.network.write(average, folder)
-    text = {**said, **(extra or {})}
-    (folder / "recipe.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    text = {"name": recipe.name, **recipe.network.about(), **recipe.objective.about(), **(extra or {}), **said}
+    part = folder / "recipe.json.part"
+    part.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / "recipe.json")
     return folder

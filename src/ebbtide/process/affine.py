@@ -16,6 +16,7 @@ Differs  where c_t = 0 and t > s (the far end of a bridge) eps_t is not defined,
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Process
 from ebbtide.core.state import Pred, Tree
-from ebbtide.core.time import Weight, combine, invert, shared
+from ebbtide.core.time import Weight, combine, invert, nil, shared
 
 _MEMO = 8192
 KINDS = ("x0", "eps", "v", "flow", "score")
@@ -69,14 +70,14 @@ class Affine(Process):
     def _memo(self) -> dict[Any, Any]:
         return {}
 
-    def _remember(self, key: Any, make: Any) -> Any:
-        """Floats of float times are worked out once, by the tensor form, so both forms agree to the bit."""
+    def _remember(self, key: Any, make: Any, form: Any = lambda *floats: floats) -> Any:
+        """The floats of float times, worked out once by the tensor form `make`, so both forms agree to the bit."""
         found = self._memo.get(key)
         if found is None:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
             times = [torch.tensor([v], dtype=torch.float64) for v in key[1:3]]
-            found = self._memo[key] = make(*times)
+            found = self._memo[key] = form(*(v.item() for v in make(*times)))
         return found
 
     def lam(self, t: Tensor) -> Tensor:
@@ -92,8 +93,8 @@ class Affine(Process):
         t0, s0 = shared(t), shared(s)
         if t0 is None or s0 is None:
             return self._weights(t, s, eta)
-        make = lambda t, s: Weights(*(v.item() for v in self._weights(t, s, eta)))  # noqa: E731
-        return self._remember(("weights", t0, s0, eta), make)  # type: ignore[no-any-return]
+        found: Weights = self._remember(("weights", t0, s0, eta), lambda t, s: self._weights(t, s, eta), Weights)
+        return found
 
     def _weights(self, t: Tensor, s: Tensor, eta: float) -> Weights:
         at, ct, a, c = self.a(t), self.c(t), self.a(s), self.c(s)
@@ -115,7 +116,7 @@ class Affine(Process):
         return Weights(k_x, k_0, k_y, k_z, self.lam(t), self.lam(s))
 
     def apply(
-        self, w: Weights, x: Tensor, x0: list[tuple[Weight, Tensor]], cond: dict[str, Tree], z: Tensor | None = None
+        self, w: Weights, x: Tensor, x0: Sequence[tuple[Weight, Tensor]], cond: dict[str, Tree], z: Tensor | None = None
     ) -> Tensor:
         """w.x x + w.x0 sum_k r_k x0_k + w.y y + w.noise z: the move with a data estimate that is itself a combination."""
         terms = [(w.x, x), *((w.x0 * r, v) for r, v in x0)]
@@ -141,10 +142,8 @@ class Affine(Process):
         self, x: Tree, pred: Pred | None, t: Tensor, s: Tensor, eta: float, noise: Noise, cond: dict[str, Tree]
     ) -> Tree:
         """x_s given x_t and a prediction; see the contract."""
-        assert isinstance(x, Tensor)
         w = self.weights(t, s, eta)
-        quiet = isinstance(w.noise, float) and w.noise == 0.0
-        z = None if quiet else noise.normal(x)
+        z = None if nil(w.noise) else noise.normal(x)
         return self.apply(w, x, [] if pred is None else [(1.0, pred.mean)], cond, z)
 
     def corrupt(self, x0: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
@@ -154,7 +153,6 @@ class Affine(Process):
 
     def prior(self, like: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
         """x_t with the data left out: the law at t = 1, where its weight is nil or drowned in noise."""
-        assert isinstance(like, Tensor)
         return combine(*self._rest(like, t, noise, cond))
 
     def _rest(self, like: Tensor, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> list[tuple[Weight, Tensor]]:
@@ -195,8 +193,8 @@ class Affine(Process):
         t0 = shared(t)
         if t0 is None:
             return self._kinds(kind, t)
-        make = lambda t, _: tuple(v.item() for v in self._kinds(kind, t))  # noqa: E731
-        return self._remember((kind, t0, 0.0), make)  # type: ignore[no-any-return]
+        found: tuple[float, float, float] = self._remember((kind, t0, 0.0), lambda t, _: self._kinds(kind, t))
+        return found
 
     def _kinds(self, kind: str, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, c = self.a(t), self.c(t).clamp_min(1e-12)

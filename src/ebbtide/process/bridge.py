@@ -2,11 +2,11 @@
 
     x_t = (1 - t) x0 + t y + kappa sqrt(t (1 - t)) eps
 
-x_1 = y exactly. The chain is a Brownian motion of variance kappa^2 pinned at both ends: cov(x_s, x_t) = kappa^2 s (1 - t)
-for s < t, and eta = 1 is its posterior. At t = 1 there is no noise to keep, so the first step draws all its noise.
+x_1 = y exactly. The chain is a Brownian motion pinned at both ends, cov(x_s, x_t) = kappa^2 s (1 - t) for s < t, and
+eta = 1 is its posterior. At t = 1 there is no noise to keep, so the first step draws all its noise, at eta = 0 too.
 
 Paper    Li et al. 2023, "BBDM: image-to-image translation with Brownian bridge diffusion models" (arXiv 2205.07680),
-         eq. 4 and 13; kappa^2 = 2 s with their s
+         section 3; kappa^2 = 2 s with their s
 Differs  continuous time; BBDM leaves out x_T and starts one step later, where its noise is defined.
 """
 

@@ -30,7 +30,6 @@ class Ended(Affine):
 
     def prior(self, like: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
         """(a + b) y + c z, shaped like `like`. Raises EbbError when the condition holds no y."""
-        assert isinstance(like, Tensor)
         b = self.b(t)
         assert b is not None
         return combine((self.a(t) + b, self.end(cond)), (self.c(t), noise.normal(like)))

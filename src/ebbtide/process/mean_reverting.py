@@ -9,7 +9,7 @@
 eta = 1 is the posterior of this Markov chain, the optimal reverse step of IR-SDE.
 
 Paper    Luo et al. 2023, "Image restoration with mean-reverting stochastic differential equations" (arXiv 2301.11699),
-         eq. 3 to 6, posterior eq. 13; Li et al. 2025, "MRS" (2502.07856), for solvers in log(a / c)
+         section 3; Li et al. 2025, "MRS" (2502.07856), for solvers in log(a / c)
 Differs  theta is integrated in closed form; the paper sums 100 values of it and drops the first and the last.
 """
 

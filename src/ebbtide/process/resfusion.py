@@ -6,7 +6,7 @@ m(t) is the signal weight of `vp-linear`, its clock stretched so that m(1) = 1/2
 knows nothing of x0, and a run starts from y. x_t - (y - x0) is an ordinary diffusion, so noise is carried by m.
 
 Paper    Shi et al. 2023, "Resfusion: denoising diffusion probabilistic models for image restoration based on prior
-         residual noise" (arXiv 2311.14900), eq. 4 to 11
+         residual noise" (arXiv 2311.14900), section 3
 Differs  continuous time: the paper's table of betas, cut at m = 1/2, is a discretisation of it.
 """
 
@@ -43,7 +43,7 @@ class Resfusion(Carried):
         return -(t * cut) * (first + slope * cut * t)
 
     def a(self, t: Tensor) -> Tensor:
-        return (2 * self.carry(t) - 1).clamp_min(0) * (t < 1)
+        return 2 * self.carry(t) - 1
 
     def b(self, t: Tensor) -> Tensor:
         return -self._log_m(t).expm1()

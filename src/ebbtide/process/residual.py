@@ -10,8 +10,8 @@
 Their chain adds b_t - b_s of the residual y - x0 and fresh noise to x_s, so noise is carried whole (m = 1) and the
 posterior is x_s = (c_s^2 / c_t^2) x_t + ... with variance c_s^2 (1 - c_s^2 / c_t^2).
 
-Paper    residual: Liu et al. 2024, "Residual denoising diffusion models" (arXiv 2308.13712), eq. 7 and 13, section 3.3;
-         resshift: Yue, Wang, Loy 2023, "ResShift" (2307.12348), eq. 2, 5 and 14
+Paper    residual: Liu et al. 2024, "Residual denoising diffusion models" (arXiv 2308.13712), section 3;
+         resshift: Yue, Wang, Loy 2023, "ResShift" (2307.12348), sections 2.1 (chain) and 2.2 (schedule)
 Differs  continuous time; the T steps of ResShift are the times j / T. In RDDM eta scales the variance, here (as in
          DDIM) the standard deviation: their eta is the square of ours.
 """
@@ -31,6 +31,7 @@ from ebbtide.process.gaussian import Positive, VPLinear
 
 Speed = Literal["constant", "decreasing", "increasing", "diffusion"]
 Share = Annotated[float, Field(gt=0, le=1)]
+_VP = VPLinear()
 
 
 class Shifting(Carried):
@@ -103,9 +104,6 @@ class ResShift(Shifting):
 
     def c(self, t: Tensor) -> Tensor:
         return self.kappa * self.shift(t).sqrt()
-
-
-_VP = VPLinear()
 
 
 def _grown(speed: Speed, t: Tensor) -> Tensor:

@@ -52,7 +52,6 @@ class Confidence(Solver):
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Masked) -> tuple[Move, Pred]:
         pred = ask(state.x, state.t)
         x = state.x
-        assert isinstance(x, Tensor)
         hidden = (x == process.mask).flatten(1)
         start = memory["hidden"] - 1 if memory else None
         now = hidden.sum(1).double().cpu()
@@ -67,9 +66,9 @@ class Confidence(Solver):
         score = self._score(logits, ask.noise).masked_fill(~hidden, -torch.inf)
         if self.block is not None:
             place = torch.arange(x.flatten(1).shape[1], device=x.device) // self.block
-            order = score.argsort(1, descending=True, stable=True).argsort(1).double()
+            order = score.argsort(dim=1, descending=True, stable=True).argsort(1).double()
             score = (-place * place.numel() - order).masked_fill(~hidden, -torch.inf)
-        rank = score.argsort(1, descending=True, stable=True).argsort(1)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
         shown = hidden & (rank < reveal[:, None])
         value = (
             ask.noise.fold(1).categorical(pred.logits / self.temperature)

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
 from ebbtide.core.state import Memory, Move, Pred, State
-from ebbtide.core.time import Weight, shared
-from ebbtide.process.affine import Affine, Weights
+from ebbtide.core.time import Weight, pick, ratio, spread, weight
+from ebbtide.process.affine import Affine
 
 
 @part("solve", "dpmpp-2m", paper="2211.01095", needs={"affine"}, off={"order": 1}, baseline="euler")
@@ -37,17 +36,7 @@ class DPMpp2M(Solver):
         h = w.lam_s - w.lam_t
         estimate: list[tuple[Weight, Tensor]] = [(1.0, pred.mean)]
         if memory:
-            r = _ratio(w, h, memory["h"])
-            estimate = [(1.0 + r, pred.mean), (-r, memory["x0"])]
+            r = pick(w.x == 0, 0.0, ratio(h, 2 * weight(memory["h"])))
+            estimate = [(1 + r, pred.mean), (-r, memory["x0"])]
         x = process.apply(w, state.x, estimate, state.cond)
-        return Move(x, {"x0": pred.mean, "h": h if isinstance(h, Tensor) else torch.full_like(state.t, h)}), pred
-
-
-def _ratio(w: Weights, h: Weight, last: Tensor) -> Weight:
-    """r = h / (2 h_prev); 0 where there is no history or the step lands on the data."""
-    one = None if isinstance(h, Tensor) else shared(last)
-    if one is not None:
-        return 0.0 if one == 0.0 or w.x == 0.0 else h / (2 * one)
-    h, k_x = (v if isinstance(v, Tensor) else torch.full_like(last, v) for v in (h, w.x))
-    safe = torch.where(last == 0, torch.ones_like(last), last)
-    return torch.where((last == 0) | (k_x == 0), torch.zeros_like(last), h / (2 * safe))
+        return Move(x, {"x0": pred.mean, "h": spread(h, state.t)}), pred

@@ -15,7 +15,6 @@ Differs  from times where a_t vanishes the data form is used, as the noise form 
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -25,8 +24,8 @@ from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
 from ebbtide.core.state import Memory, Move, Pred, State
-from ebbtide.core.time import combine
-from ebbtide.process.affine import Affine, Weights
+from ebbtide.core.time import combine, exp, nil, pick
+from ebbtide.process.affine import Affine
 
 _SINGULAR = -60.0
 
@@ -45,27 +44,13 @@ class Heun(Solver):
         pred = ask(state.x, state.t)
         w = process.weights(state.t, s)
         euler = process.apply(w, state.x, [(1.0, pred.mean)], state.cond)
-        k = self._weight(w) if self.correct else 0.0
-        if isinstance(k, float) and k == 0.0:
+        noise = (self.space == "noise") & (w.lam_t > _SINGULAR)
+        k = pick(w.x == 0, 0.0, w.x0 / 2 * pick(noise, exp(w.lam_s - w.lam_t), 1.0))
+        if not self.correct or nil(k):
             return Move(euler, err=torch.zeros_like(state.t)), pred
         end = ask(euler, s, role="stage")
         x = combine((1.0, euler), (k, end.mean), (-k, pred.mean))
         return Move(x, err=_error(x, euler, state.t)), pred
-
-    def _weight(self, w: Weights) -> float | Tensor:
-        if isinstance(w.x0, float) and isinstance(w.x, float):
-            assert isinstance(w.lam_s, float)
-            assert isinstance(w.lam_t, float)
-            if w.x == 0.0:
-                return 0.0
-            noise = self.space == "noise" and w.lam_t > _SINGULAR
-            return w.x0 / 2 * (math.exp(w.lam_s - w.lam_t) if noise else 1.0)
-        assert isinstance(w.x0, Tensor)
-        assert isinstance(w.x, Tensor)
-        lam_t, lam_s = torch.as_tensor(w.lam_t), torch.as_tensor(w.lam_s)
-        noise = (lam_t > _SINGULAR) & (w.x != 0) & (self.space == "noise")
-        grown = torch.where(noise, lam_s - lam_t, torch.zeros_like(w.x0)).exp()
-        return torch.where(w.x == 0, torch.zeros_like(w.x0), w.x0 / 2 * grown)
 
 
 def _error(x: Tensor, euler: Tensor, t: Tensor) -> Tensor:

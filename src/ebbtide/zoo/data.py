@@ -138,7 +138,7 @@ def _bytes(array: np.ndarray, path: Path) -> Tensor:
     if array.dtype == np.bool_:
         return torch.from_numpy(np.ascontiguousarray(array)).to(torch.uint8) * 255
     low, high = float(array.min()), float(array.max())
-    if not (-1 <= low and high <= 255) or (low < 0 and high > 1):
+    if low < -1 or high > 255 or (low < 0 and high > 1):
         raise EbbError(f"{path} holds pixels from {low:g} to {high:g}; bring them into 0..255, [0, 1] or [-1, 1].")
     if np.issubdtype(array.dtype, np.integer):
         if low < 0:

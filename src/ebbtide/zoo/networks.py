@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,4 +75,9 @@ class DiT:
         """A folder that `from_pretrained` reads, weights in float16."""
         import copy
 
-        copy.deepcopy(module).half().save_pretrained(folder)
+        cast(Any, copy.deepcopy(module).half()).save_pretrained(folder)
+
+    def about(self) -> dict[str, Any]:
+        """Pictures, one label each."""
+        shape = [self.channels, self.size, self.size]
+        return {"medium": "image", "shape": shape, "range": [-1, 1], "labels": self.classes}
