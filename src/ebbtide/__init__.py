@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ebbtide.core.plan import Plan
     from ebbtide.core.registry import part
     from ebbtide.core.state import Pred, Query, State, Step
-    from ebbtide.denoise.model import Model, process
+    from ebbtide.denoise.model import Model
     from ebbtide.samples import Samples
 
 _HOME = {
@@ -38,7 +38,6 @@ _HOME = {
     "State": "core.state",
     "Step": "core.state",
     "Model": "denoise.model",
-    "process": "denoise.model",
     "Samples": "samples",
 }
 
@@ -53,7 +52,6 @@ __all__ = [
     "Step",
     "load",
     "part",
-    "process",
     "resume",
     "run",
     "sample",

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
 from ebbtide.core.state import State, Step, Tree, tree_map
 from ebbtide.denoise.model import Model, seeds_of
+from ebbtide.journal import Journal
 from ebbtide.samples import Failure, Samples, finite_rows
 
 _LOOK_EVERY = 8
@@ -26,16 +28,16 @@ _LOOK_EVERY = 8
 def load(
     source: str | os.PathLike[str] | Denoiser | nn.Module | Callable[..., Any],
     *,
-    process: Process | None = None,
+    process: Process | str | Mapping[str, Any] | None = None,
     like: Tree | None = None,
     **border: Any,
 ) -> Model:
     """A model from nearly anything.
 
-    source   the name of a shipped model ("digits"); a folder or .npz of pictures, for the closed-form denoisers of
-             your own data (`denoiser="local"`, "empirical" or "wiener"); a `Denoiser`; or a torch module or callable
-             `f(x, clock, **cond)` together with
-    process  the process that it was trained on, such as `ebb.process("flow")`, and
+    source   the name of a shipped model ("digits"); a folder that `ebb train` left; a folder or .npz of pictures, for
+             the closed-form denoisers of your own data (`denoiser="local"`, "empirical" or "wiener"); a `Denoiser`; or
+             a torch module or callable `f(x, clock, **cond)` together with
+    process  the process that it was trained on, "flow" or {"name": "vp-linear", "beta_max": 12}, say, and
     like     one element of its data, zeros of the right shape and dtype.
     border   for networks: what `denoise.network.Network` takes (predicts, clock, steps, nulls, call), and what
              `Model` takes (name, units, labels, medium)
@@ -49,7 +51,9 @@ def load(
         from ebbtide.denoise.network import Network
 
         if process is None:
-            raise EbbError("a network needs the process that it was trained on: give process=ebb.process('flow'), say.")
+            raise EbbError("a network needs the process that it was trained on: give process='flow', say.")
+        if not isinstance(process, Process):
+            process = registry.make("process", {"name": process} if isinstance(process, str) else process)
         source = Network(source, process, **border)
     if like is None:
         raise EbbError("give like=torch.zeros(shape): one element of the data that the model makes.")
@@ -62,6 +66,8 @@ def _load_path(source: str | os.PathLike[str], **options: Any) -> Model:
     if isinstance(source, str) and source in zoo.names():
         return zoo.load(source, **options)
     path = Path(source)
+    if (path / "recipe.json").exists():
+        return zoo.load(path, **options)
     if path.exists():
         from ebbtide.denoise.data import load_data
 
@@ -118,7 +124,9 @@ def resume(model: Model, plan: Plan, state: State | str | os.PathLike[str]) -> I
     Raises EbbError when the file holds no state.
     """
     if not isinstance(state, State):
-        state = State.load(state)[0]
+        loaded = Journal.load(state)[0].state
+        assert loaded is not None
+        state = loaded
     yield from model.loop(plan, state.cond).run(state)
 
 
@@ -134,6 +142,7 @@ def sample(
     dtype: torch.dtype | None = None,
     trace: bool = False,
     watch: Callable[[Step, list[int]], None] | None = None,
+    journal: Journal | None = None,
 ) -> Samples:
     """Draw samples.
 
@@ -146,6 +155,8 @@ def sample(
     device, dtype   where the state lives and what it is made of; the network's own stay as they are
     trace   keep x after every step
     watch   called with every step and the places of its elements
+    journal kept up to date as the call goes; the journal of a call that was stopped, given to the same call again, makes
+            it go on from there, to the same samples
 
     Raises EbbError where plan, model and condition do not fit, and for a technique that was switched on but did
     nothing. An element that becomes infinite or not a number is reported in `failed`; the others go on.
@@ -158,48 +169,43 @@ def sample(
     if batch is not None and batch < 1:
         raise EbbError(f"a batch holds at least one sample, not {batch}.")
     conds = model.condition(cond, n)
-    started, calls, notes = time.perf_counter(), 0, Counter[str]()
-    done: list[Tree] = []
-    failed: list[Failure] = []
-    frames: list[list[Tree]] = []
-    for first in range(0, n, batch or n):
-        places = list(range(first, min(first + (batch or n), n)))
-        index = torch.tensor(places)
-        own = tree_map(lambda v, index=index: v[index.to(v.device)], conds)
-        loop, state = begin(model, plan, own, len(places), [seeds[j] for j in places], device, dtype)
-        frames.append([])
+    journal = Journal() if journal is None else journal
+    started = time.perf_counter() - journal.seconds
+    size = batch or n
+    for first in range(journal.finished, n, size):
+        places = list(range(first, min(first + size, n)))
+        if journal.state is None:
+            index = torch.tensor(places)
+            own = tree_map(lambda v, index=index: v[index.to(v.device)], conds)
+            loop, state = begin(model, plan, own, len(places), [seeds[j] for j in places], device, dtype)
+            journal.begin(state, trace)
+        else:
+            state = journal.state
+            loop = model.loop(plan, state.cond)
         for count, step in enumerate(loop.run(state), 1):
-            state = step.state
-            calls += step.calls
-            notes.update(step.info)
-            if trace:
-                frames[-1].append(tree_map(lambda v: v.cpu(), state.x))
+            state = journal.add(step, trace)
+            journal.seconds = time.perf_counter() - started
             if watch is not None:
                 watch(step, places)
             if count % _LOOK_EVERY == 0 and not bool(finite_rows(state.x).any()):
                 break
-        failed += _failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype)
-        done.append(tree_map(lambda v: v.cpu(), state.x))
-    _require_effect(plan, notes)
-    x = tree_map(lambda *v: torch.cat(v), *done)
-    about = _about(model, cond, n, seed, batch, dtype)
+        journal.close(_failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype))
+    _require_effect(plan, journal.notes)
     return Samples(
-        x=x,
+        x=tree_map(lambda *v: torch.cat(v), *journal.batches),
         model=model,
-        plan=plan.replace(run=about),
+        plan=record(model, plan, cond, n, seed, batch, dtype),
         seeds=seeds,
-        calls=calls,
+        calls=journal.calls,
         seconds=time.perf_counter() - started,
-        failed=failed,
-        trace=_join(frames),
+        failed=journal.failed,
+        trace=_join(journal.frames),
     )
 
 
 def _join(frames: list[list[Tree]]) -> list[Tree]:
     """Traces of several batches as one; a batch that ended early stands still."""
-    longest = max(map(len, frames))
-    if not longest:
-        return []
+    longest = max(map(len, frames), default=0)
     return [tree_map(lambda *v: torch.cat(v), *(f[min(k, len(f) - 1)] for f in frames)) for k in range(longest)]
 
 
@@ -239,7 +245,10 @@ def _require_effect(plan: Plan, notes: Counter[str]) -> None:
                 raise EbbError(f"{slot} {p.entry.name!r} is switched on but did nothing in this run; leave it out.")
 
 
-def _about(model: Model, cond: Any, n: int, seed: Any, batch: int | None, dtype: torch.dtype | None) -> dict[str, Any]:
+def record(
+    model: Model, plan: Plan, cond: Any, n: int, seed: Any, batch: int | None, dtype: torch.dtype | None
+) -> Plan:
+    """The plan with `run:` filled in: what `sample` was asked for, in plain data, enough to ask for it again."""
     import ebbtide
 
     plain = cond.tolist() if isinstance(cond, Tensor) else cond
@@ -256,4 +265,4 @@ def _about(model: Model, cond: Any, n: int, seed: Any, batch: int | None, dtype:
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "versions": {"ebbtide": ebbtide.__version__, "torch": torch.__version__.split("+")[0]},
     }
-    return {k: v for k, v in about.items() if v not in (None, "")}
+    return plan.replace(run={k: v for k, v in about.items() if v not in (None, "")})

@@ -58,7 +58,7 @@ def keys(seeds: Sequence[int], units: Sequence[int] = ()) -> Tensor:
 
 @functools.lru_cache(1024)
 def _salt(salt: int) -> int:
-    return int(mix(torch.tensor([salt * 2654435761 + 1]))[0])
+    return int(mix(torch.tensor([_signed((salt * 2654435761 + 1) & ((1 << 64) - 1))]))[0])
 
 
 @functools.lru_cache(64)
@@ -71,6 +71,29 @@ def _words(key: Tensor, i: Tensor, n: int, salt: int) -> Tensor:
     return _scramble(_places(n) + mix(key + i * _GOLD + _salt(salt))[..., None])
 
 
+def _inside(units: Sequence[int], shape: Sequence[int]) -> tuple[list[int], list[int] | None]:
+    """The dimensions that a unit spans, and how to bring (*units, *those) into the order of `shape`.
+
+    Units lead the shape, and a unit dimension of size 1 spans its counterpart: pixels (B, 1, H, W) of (B, C, H, W).
+    """
+    k = len(units)
+    if tuple(units) == tuple(shape[:k]):
+        return list(shape[k:]), None
+    spanned = [d for d in range(k) if units[d] != shape[d]]
+    if any(units[d] != 1 for d in spanned):
+        raise ValueError(f"units of shape {tuple(units)} do not lead a tensor of shape {tuple(shape)}")
+    held = [d for d in range(k) if d not in spanned]
+    order = held + spanned + list(range(k, len(shape)))
+    return [shape[d] for d in order[len(held) :]], [order.index(d) for d in range(len(shape))]
+
+
+def _laid_out(draws: Tensor, key: Tensor, shape: Sequence[int], inside: list[int], order: list[int] | None) -> Tensor:
+    if order is None:
+        return draws.reshape(tuple(shape))
+    held = [n for d, n in enumerate(key.shape) if n == shape[d]]
+    return draws.reshape(*held, *inside).permute(order)
+
+
 def normal(key: Tensor, i: Tensor, like: Tensor, salt: int = 0) -> Tensor:
     """Standard normal draws shaped like `like` (leading dimensions: those of `key`), on its device, in its dtype.
 
@@ -78,7 +101,8 @@ def normal(key: Tensor, i: Tensor, like: Tensor, salt: int = 0) -> Tensor:
 
     Box-Muller in float32: the tails end at 5.9 standard deviations.
     """
-    n = math.prod(like.shape[key.ndim :])
+    inside, order = _inside(key.shape, like.shape)
+    n = math.prod(inside)
     half = (n + 1) // 2
     z = _words(key, i, half, salt)
     radius = (z >> 40).bitwise_and_(_LOW24).to(torch.float32).mul_(_TWO24)
@@ -87,14 +111,16 @@ def normal(key: Tensor, i: Tensor, like: Tensor, salt: int = 0) -> Tensor:
     out = torch.empty(*key.shape, 2 * half)
     torch.mul(radius, angle.cos(), out=out[..., :half])
     torch.mul(radius, angle.sin_(), out=out[..., half:])
-    return out[..., :n].reshape(like.shape).to(device=like.device, dtype=like.dtype)
+    return _laid_out(out[..., :n], key, like.shape, inside, order).to(device=like.device, dtype=like.dtype)
 
 
 def uniform(key: Tensor, i: Tensor, shape: Sequence[int], salt: int = 0) -> Tensor:
     """Uniform draws in the open interval (0, 1), float64 with 52 bits, `shape` leading with that of `key`, on the CPU."""
-    z = _words(key, i, math.prod(shape[key.ndim :]), salt)
+    inside, order = _inside(key.shape, shape)
+    z = _words(key, i, math.prod(inside), salt)
     z = z ^ ((z >> 31) & ((1 << 33) - 1))
-    return ((z >> 12).bitwise_and_((1 << 52) - 1).double() + 0.5).mul_(2.0**-52).reshape(tuple(shape))
+    u = ((z >> 12).bitwise_and_((1 << 52) - 1).double() + 0.5).mul_(2.0**-52)
+    return _laid_out(u, key, shape, inside, order)
 
 
 @dataclass(frozen=True)

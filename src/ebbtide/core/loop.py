@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Correct, Grid, Layer, Process, Solver, Start, Steer
 from ebbtide.core.state import OWN, Memory, Move, Pred, Query, State, Step, Tree, leaves, merge, merge_rows, tree_map
@@ -87,9 +88,9 @@ class Ask:
 
     @property
     def noise(self) -> Noise:
-        """The draws of the part that is asking, for this step of this state."""
-        stored = self.state.memory.get("noise", {}).get("x")
-        return Noise(self.state.key, self.state.i, self.salt, stored if isinstance(stored, Tensor) else None)
+        """The draws of the part that is asking, for this step of this state; the solver's are replayed where recorded."""
+        stored = self.state.memory.get("noise", {}).get("x") if self.salt == SALT["solve"] else None
+        return Noise(self.state.key, self.state.i, self.salt, stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,10 @@ class Loop:
             given = None if given is None else given.map(lambda v: v[rows.to(v.device)])
 
         ask = Ask(self, active, SALT["solve"], given)
+        if not len(active):  # every unit waits or has arrived
+            still = Move(state.x, memory.get("solve", {}), err=torch.zeros_like(state.t))
+            accept, grid_memory = self.grid.settle(state, memory.get("grid", {}), s, still)
+            return Step(state.remember("grid", grid_memory), None, 0, accept, {})
         move, pred = self.solve.step(active, active.memory.get("solve", {}), target, ask, self.process)
         layers = ask.memory
         if rows is not None:
@@ -178,7 +183,7 @@ class Loop:
             after = self._void(after, went_up) if bool(went_up.any()) else after
         if not self.correct:
             return Step(after, pred, ask.calls, accept, ask.notes)
-        after, calls = self._correct(after, pred)
+        after, calls = self._correct(after, pred, accept)
         return Step(after, pred, ask.calls + calls, accept, ask.notes)
 
     def _commit(
@@ -204,7 +209,12 @@ class Loop:
             memory={**memory, **kept, "grid": grid_memory, "solve": solve},
         )
 
-    def _correct(self, state: State, pred: Pred | None) -> tuple[State, int]:
+    def _correct(self, state: State, pred: Pred | None, accept: Tensor | None = None) -> tuple[State, int]:
+        """All corrections, of the elements that moved only: one that waits or has arrived stays as it is."""
+        if accept is not None:
+            rows = accept.reshape(len(state), -1).any(1).nonzero()[:, 0]
+            if len(rows) < len(state):
+                return self._correct_some(state, pred, rows)
         calls = 0
         for j, correct in enumerate(self.correct):
             name = f"correct/{j}"
@@ -212,7 +222,7 @@ class Loop:
             after, memory = correct(state, state.memory.get(name, {}), pred, ask, self.process)
             after = replace(after, memory={**after.memory, **{k: v for k, v in ask.memory.items() if v}, name: memory})
             calls += ask.calls
-            if [v.shape for v in leaves(after.x).values()] != [v.shape for v in leaves(state.x).values()]:
+            if _shapes(after.x) != _shapes(state.x):
                 kept = {k: v for k, v in after.memory.items() if k != "solve" and k not in self.layer_names}
                 after = self._init(replace(after, memory=kept))
             else:
@@ -221,9 +231,20 @@ class Loop:
             state = after
         return state, calls
 
+    def _correct_some(self, state: State, pred: Pred | None, rows: Tensor) -> tuple[State, int]:
+        if not len(rows):
+            return state, 0
+        part = state.take(rows)
+        given = None if pred is None else pred.map(lambda v: v[rows.to(v.device)])
+        after, calls = self._correct(part, given)
+        if _shapes(after.x) != _shapes(part.x):
+            raise EbbError("a correction changed the shape of some elements of a batch; those that go on must share one.")
+        return state.put(rows, after), calls
+
     def _void(self, state: State, units: Tensor) -> State:
         """The state with the history of some units forgotten."""
-        fresh = self._init(replace(state, memory={}))
+        kept = {k: v for k, v in state.memory.items() if k in ("grid", "noise")}
+        fresh = self._init(replace(state, memory=kept))
         some = units.reshape(len(state), -1).any(1)
         memory = dict(state.memory)
         for name in ("solve", *self.layer_names):
@@ -272,11 +293,11 @@ def _scatter(
         err=control(move.err, None),
     )
     layers = {k: merge_rows(put, v, state.memory.get(k, {})) for k, v in layers.items()}
-    same = pred.mean is not None and not isinstance(pred.mean, dict) and pred.mean.shape[1:] == _shape(state.x)
-    base = Pred(mean=state.x) if same else Pred()
+    # an element that was not computed shows what it is
+    base = Pred(mean=state.x) if pred.mean is not None and _shapes(pred.mean) == _shapes(move.x) else Pred()
     pairs = zip(pred, base, strict=True)
     return whole, layers, Pred(*(None if v is None else merge_rows(put, v, b) for v, b in pairs))
 
 
-def _shape(x: Tree) -> torch.Size | None:
-    return x.shape[1:] if isinstance(x, Tensor) else None
+def _shapes(x: Tree) -> list[torch.Size]:
+    return [v.shape for v in leaves(x).values()]

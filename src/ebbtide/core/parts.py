@@ -27,9 +27,13 @@ Inner = Callable[[Sequence[Query]], list[Pred]]
 
 
 class Part:
-    """What every part has. `gives` may be a property where it depends on parameters."""
+    """What every part has. `gives` may be a property where it depends on parameters.
+
+    examples  parameters that the contract tests also try; the first stands in for defaults that a part lacks
+    """
 
     entry: ClassVar[Entry]
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()
     gives: frozenset[str] = frozenset()
 
     def init(self, state: State, ask: Ask) -> Memory:
@@ -105,7 +109,12 @@ class Grid(Part):
 
 
 class Layer(Part):
-    """What is predicted instead: a guide, or, innermost, the network."""
+    """What is predicted instead: a guide, or, innermost, the network.
+
+    calls  queries asked of the inner layer for each query answered
+    """
+
+    calls: float = 1
 
     def many(
         self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory
@@ -119,9 +128,15 @@ class Layer(Part):
 
 
 class Solver(Part):
-    """How to move. Declares what it costs and how exact it is."""
+    """How to move. Declares what it costs and how exact it is.
+
+    order       of the global error with exact history; `startup` from a cold start, where that is lower
+    stochastic  whether it draws noise of its own
+    calls       network evaluations of one interior step
+    """
 
     order: float = 1
+    startup: float | None = None
     stochastic: bool = False
     calls: float = 1
 

@@ -25,11 +25,24 @@ MANY = ("guide", "network", "correct")
 PRESETS = Path(__file__).parent.parent / "plans"
 
 
+def _plain(value: Any) -> Any:
+    """A copy made of dicts, lists, numbers, strings and None; numbers of numpy and torch become Python's."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise EbbError(f"a plan holds plain data only, not {value!r}.")
+
+
 def _spec(slot: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return {"name": value["name"], **{k: v for k, v in value.items() if k != "name"}}
+        return {"name": value["name"], **{k: _plain(v) for k, v in value.items() if k != "name"}}
     raise EbbError(f"{slot} must be the name of a part or a mapping with a 'name', not {value!r}.")
 
 
@@ -62,13 +75,14 @@ class Plan:
             else:
                 plain = None if value is None else _spec(slot, value)
             object.__setattr__(self, slot, plain)
+        object.__setattr__(self, "run", None if self.run is None else _plain(self.run))
         self.check()
 
     # ---------------------------------------------------------------- plain data
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, slots that hold nothing left out."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        named = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         return {k: v for k, v in named.items() if v not in (None, [])}
 
     @classmethod

@@ -82,6 +82,10 @@ def merge_rows(f: Callable[[Tensor | None, Tensor | None], Tensor], a: Any, b: A
     return f(a, b)
 
 
+def _kind(shapes: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{k or 'a tensor'} {tuple(v)}" for k, v in shapes.items()) or "empty"
+
+
 @dataclass(frozen=True)
 class State:
     """Everything that a run needs to go on; every leaf has the batch first.
@@ -139,8 +143,16 @@ class State:
         return State(**merge_rows(_rows(index, len(self)), other._tree(), self._tree()))
 
     def cat(self, other: State) -> State:
-        """The elements of both; memory that only one side has is empty on the other."""
+        """The elements of both; memory that only one side has is empty on the other.
+
+        Groups are kept as they are: who joins requests numbers them apart first. Raises EbbError where x or the
+        conditions of the two are of different kinds.
+        """
         n, m = len(self), len(other)
+        for name in ("x", "cond"):
+            mine, theirs = ({k: v.shape[1:] for k, v in leaves(getattr(s, name)).items()} for s in (self, other))
+            if mine != theirs:
+                raise EbbError(f"these states cannot be joined: {name} is {_kind(mine)} in one and {_kind(theirs)} in the other.")
         write = _rows(torch.arange(n, n + m), n + m)
 
         def join(b: Tensor | None, a: Tensor | None) -> Tensor:

@@ -87,6 +87,12 @@ def combine(*terms: tuple[Weight, Tree]) -> Any:
     return torch.zeros_like(first) if out is None else out
 
 
+def unit_mean(x: Tensor, t: Tensor) -> Tensor:
+    """The mean of `x` over what each unit spans, float64, shaped like `t`."""
+    spanned = [d for d in range(x.ndim) if d >= t.ndim or t.shape[d] != x.shape[d]]
+    return (x.double().mean(spanned, keepdim=True) if spanned else x.double()).reshape(t.shape)
+
+
 def invert(f: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """The time in [0, 1] at which a decreasing `f` takes each `value`, by bisection to the last bit.
 

@@ -132,11 +132,12 @@ class GaussianMixture(Components):
         if self.axes is None or not bool(mixed.any()):
             return share, self._diagonal(rest, a, c)
         # one row at a time: a row must not depend on how many others come with it
+        one = [slice(r, r + 1) for r in range(len(flat))]
         rows = [
-            self._full(rest[r], a[r, 0], c[r, 0])
+            self._full(rest[r][0], a[r][0, 0], c[r][0, 0])
             if mixed[r]
-            else self._diagonal(rest[r : r + 1], a[r, :, :1], c[r, :, :1])
-            for r in range(len(flat))
+            else self._diagonal(rest[r], a[r][..., :1], c[r][..., :1])
+            for r in one
         ]
         return share, _Each(*(torch.cat(v) for v in zip(*rows, strict=True)))
 

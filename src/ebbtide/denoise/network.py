@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Denoiser, Inner, Layer, Process
-from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, Tree, leaves, tree_map
+from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, State, Tree, leaves, tree_map
 from ebbtide.core.time import Weight, combine, shared
 from ebbtide.network.patch import Patch, Rows
 
@@ -54,6 +54,10 @@ class Border(Layer):
     def converts(self) -> bool:
         """Whether the process sampled in is another than the denoiser's."""
         return self.process is not self.denoiser.process and self.process != self.denoiser.process
+
+    def init(self, state: State, ask: Ask) -> Memory:
+        made = {str(j): patch.init(state, ask) for j, patch in enumerate(self.patches)}
+        return {k: v for k, v in made.items() if v}
 
     def many(
         self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory

@@ -51,8 +51,12 @@ class FixedGrid(Grid):
         return {"points": points.expand(len(state), *(1,) * (state.t.ndim - 1), len(points)).clone()}
 
     def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
+        return self.at(memory, state.i + k)
+
+    def at(self, memory: Memory, index: Tensor) -> Tensor:
+        """The time of each unit at its own place `index` in the list, held to its end."""
         points = memory["points"]
-        index = (state.i + k).clamp_(max=points.shape[-1] - 1)
+        index = index.clamp(max=points.shape[-1] - 1)
         if index.ndim == 1:
             return points.gather(1, index[:, None])[:, 0]
         return points.expand(*index.shape, -1).gather(-1, index[..., None])[..., 0]
@@ -156,6 +160,7 @@ class LogSNR(FixedGrid):
 class Explicit(FixedGrid):
     """The times given, or the noise levels sigma = c / a given (where 0 is the data)."""
 
+    examples = ({"times": [0.9, 0.6, 0.3, 0.0]},)
     times: list[float] | None = None
     sigmas: list[float] | None = None
 

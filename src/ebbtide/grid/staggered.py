@@ -36,7 +36,8 @@ class Staggered(Linear):
 
     def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
         wait = memory["wait"]
-        return torch.where(wait >= max(k, 1), state.t, super().ahead(state, memory, k))
+        walked = self.at(memory, state.i + (k - wait).clamp_min(0))
+        return walked if k == 0 else torch.where(wait >= k, state.t, walked)
 
     def settle(self, state: State, memory: Memory, s: Tensor, move: Move) -> tuple[Tensor | None, Memory]:
         accept, _ = super().settle(state, memory, s, move)

@@ -27,6 +27,10 @@ class CFG(Layer):
 
     scale: float = 3.0
 
+    @property
+    def calls(self) -> int:  # type: ignore[override]
+        return 1 if self.scale == 1.0 else 2
+
     def many(
         self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory
     ) -> tuple[list[Pred], Memory]:

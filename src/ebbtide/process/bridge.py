@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ebbtide.core.registry import part
@@ -41,4 +40,4 @@ class Bridge(Ended):
         return self.kappa * (t * (1 - t)).sqrt()
 
     def time(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(-2 * (lam + math.log(self.kappa)))
+        return 1 / (1 + (2 * (lam + math.log(self.kappa))).exp())

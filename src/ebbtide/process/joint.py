@@ -33,6 +33,7 @@ class Joint(Process):
     Raises EbbError for an empty joint and for a field that no process describes.
     """
 
+    examples = ({"fields": {"picture": {"name": "flow"}, "text": {"name": "masked", "vocab": 4}}},)
     fields: dict[str, dict[str, Any]]
 
     def __post_init__(self) -> None:
@@ -47,6 +48,11 @@ class Joint(Process):
     def parts(self) -> dict[str, Process]:
         """The process of each field, by name in alphabetical order: the order of a file's keys means nothing."""
         return {name: make("process", self.fields[name]) for name in sorted(self.fields)}
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the moves of some field draw noise at eta 0 too."""
+        return any(getattr(p, "stochastic", False) for p in self.parts.values())
 
     @property
     def gives(self) -> frozenset[str]:  # type: ignore[override]

@@ -34,6 +34,7 @@ class Masked(Discrete):
     """
 
     gives = Discrete.gives | {"masked"}
+    examples = ({"vocab": 4},)
     vocab: Annotated[int, Field(ge=1)]
     mask: Annotated[int, Field(ge=-1)] = -1
     schedule: Schedule = "linear"

@@ -98,8 +98,9 @@ class ResShift(Shifting):
     def shift(self, t: Tensor) -> Tensor:
         first = (self.noise_first / self.kappa) ** 2
         tau = ((self.steps * t - 1) / (self.steps - 1)).clamp(0, 1)
-        # tau^power has no derivative at tau = 0, which only the other branch visits
-        grown = first * (math.log(self.last / first) * tau.clamp_min(1e-30) ** self.power * (tau > 0)).exp()
+        # tau^power by exp and log: torch's pow rounds an entry differently in tensors of another length
+        late = (self.power * tau.clamp_min(1e-30).log()).exp()
+        grown = first * (math.log(self.last / first) * late).exp()
         return torch.where(tau > 0, grown, first * self.steps * t)
 
     def c(self, t: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Uniform(Discrete):
     """Uniform diffusion: tokens turn into any token alike, so every token can still be mended until the end."""
 
     gives = Discrete.gives | {"uniform"}
+    examples = ({"vocab": 4},)
     vocab: Annotated[int, Field(ge=2)]
     schedule: Schedule = "linear"
 

@@ -24,7 +24,7 @@ from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
 from ebbtide.core.state import Memory, Move, Pred, State
-from ebbtide.core.time import combine, exp, nil, pick
+from ebbtide.core.time import combine, exp, nil, pick, unit_mean
 from ebbtide.process.affine import Affine
 
 _SINGULAR = -60.0
@@ -34,11 +34,16 @@ _SINGULAR = -60.0
 class Heun(Solver):
     """Heun: an Euler step, then the slope at its end averaged with the slope at its start."""
 
-    order = 2
-    calls = 2
-
     space: Literal["noise", "data"] = "noise"
     correct: bool = True
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return 2 if self.correct else 1
+
+    @property
+    def calls(self) -> int:  # type: ignore[override]
+        return 2 if self.correct else 1
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         pred = ask(state.x, state.t)
@@ -55,5 +60,5 @@ class Heun(Solver):
 
 def _error(x: Tensor, euler: Tensor, t: Tensor) -> Tensor:
     """|x - euler| / max(1, |x|) of each unit, root mean squares, on the CPU."""
-    unit = lambda v: v.flatten(t.ndim).double().square().mean(-1).sqrt() if v.ndim > t.ndim else v.double().abs()  # noqa: E731
-    return (unit(x - euler) / unit(x).clamp_min(1.0)).cpu()
+    size = unit_mean(x.square(), t).sqrt().clamp_min(1.0)
+    return (unit_mean((x - euler).square(), t).sqrt() / size).cpu()

@@ -176,18 +176,23 @@ def _files() -> dict[str, Path]:
 def ids(family: str | None = None) -> list[str]:
     """The ids of all systems, or of one family. Raises EbbError for a family that has none."""
     found = [i for i, p in _files().items() if family in (None, p.parent.name)]
-    if not found:
+    if not found and family is not None:
         raise EbbError(
-            f"there is no family {family!r}; {nearest(str(family), {p.parent.name for p in _files().values()})}"
+            f"there is no family {family!r}; {nearest(family, {p.parent.name for p in _files().values()})}"
         )
     return sorted(found)
 
 
-def find(id: str) -> System:
-    """The record of a system, read without importing it. Raises EbbError with the nearest ids when there is none."""
+def source(id: str) -> Path:
+    """The file of a system. Raises EbbError with the nearest ids when there is none."""
     if id not in _files():
         raise EbbError(f"there is no system {id!r}; {nearest(id, _files())}")
-    for node in ast.parse(_files()[id].read_text(encoding="utf-8")).body:
+    return _files()[id]
+
+
+def find(id: str) -> System:
+    """The record of a system, read without importing it. Raises EbbError with the nearest ids when there is none."""
+    for node in ast.parse(source(id).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.targets[0].id == "SYSTEM":  # type: ignore[attr-defined]
             return System(**{k.arg: ast.literal_eval(k.value) for k in node.value.keywords if k.arg})
     raise EbbError(f"{_files()[id]} holds no SYSTEM record.")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ebbtide.denoise.model import Model
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -22,3 +26,11 @@ def folder(name: str) -> Path:
     if name not in names():
         raise EbbError(f"no model named {name!r} ships with ebbtide; {nearest(name, names())}")
     return _WEIGHTS / name
+
+
+def load(source: str | Path, device: Any = None) -> Model:
+    """A shipped model by its name, or one that `ebb train` left in a folder. Raises EbbError where there is none."""
+    from ebbtide.zoo.models import open_model
+
+    named = isinstance(source, str) and source in names()
+    return open_model(folder(str(source)) if named else Path(source), str(source), device)

@@ -2,7 +2,8 @@
 
     28 -conv 3x3, 16- pool 14 -conv, 32- pool 7 -conv, 64- pool 3 -linear- 64 features -linear- 10 logits
 
-Trained by `ebb train classifier` on the MNIST training pictures; 60,890 weights.
+GELU between all layers: gradients to the picture are smooth, and no feature dies. 60,890 weights, trained by
+`ebb train classifier` on the MNIST training pictures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ebbtide.core.key import Noise
+from ebbtide.zoo.data import Pictures
 from ebbtide.zoo.networks import draw
 
 
@@ -30,13 +32,13 @@ class Classifier(nn.Module):
         layers = [
             layer
             for a, b in itertools.pairwise(maps)
-            for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+            for layer in (nn.Conv2d(a, b, 3, padding=1), nn.GELU(), nn.MaxPool2d(2))
         ]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(maps[-1] * (size // 8) ** 2, width), nn.ReLU())
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(maps[-1] * (size // 8) ** 2, width), nn.GELU())
         self.head = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees, (B, width), at least 0."""
+        """What the last layer sees, (B, width)."""
         out: Tensor = self.body(x)
         return out
 
@@ -97,3 +99,12 @@ def load(folder: Path | None = None) -> Classifier:
     except (OSError, KeyError, TypeError, RuntimeError) as error:
         raise EbbError(f"{folder} holds no classifier of ebbtide: {error}.") from error
     return module.eval().requires_grad_(False)
+
+
+def accuracy(module: nn.Module, data: Pictures) -> float:
+    """The share of labelled pictures that a classifier reads right."""
+    assert data.labels is not None
+    parts = torch.arange(len(data)).split(1000)
+    with torch.no_grad():
+        right = sum(int((module(x).argmax(1) == y).sum()) for x, y in map(data.rows, parts))
+    return right / len(data)

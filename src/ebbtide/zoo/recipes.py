@@ -1,16 +1,21 @@
-"""The recipes that `ebb train` knows."""
+"""The recipes that `ebb train` knows, and the one call it makes.
+
+for progress in begin("digits", "mnist.npz", "runs/digits"): ...      # wrap it in a bar; stop when you like
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.learn.classification import Classification
 from ebbtide.learn.flow_matching import FlowMatching
-from ebbtide.learn.train import Recipe
+from ebbtide.learn.train import Progress, Recipe, train
 from ebbtide.zoo.classifier import SmallCNN
-from ebbtide.zoo.data import Pictures
+from ebbtide.zoo.data import Pictures, load_pictures
 from ebbtide.zoo.networks import DiT
 
 DIGITS = Recipe(
@@ -62,3 +67,25 @@ def fit(recipe: Recipe, data: Pictures) -> Recipe:
     if isinstance(getattr(objective, "null", None), int):
         objective = replace(objective, null=classes)
     return replace(recipe, network=network, objective=objective)
+
+
+def begin(
+    name: str,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    steps: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Train the recipe `name` on `data`, or go on with the run that lies in `out`: see `learn.train.train`.
+
+    data    what `load_pictures` reads; None fetches the recipe's own data set from the hub
+    out     the folder of the checkpoint, by default runs/NAME; at the end it holds `model`, which `ebb.load` opens
+
+    Raises EbbError, before the first step, for an unknown recipe, unreadable data and a folder with another run.
+    """
+    known = recipe(name)
+    pictures = load_pictures(f"hub:{known.data}" if data is None else data, size=getattr(known.network, "size", None))
+    folder = Path("runs") / name if out is None else out
+    return train(fit(known, pictures), pictures, folder, steps=steps, seed=seed, device=device)

@@ -46,7 +46,8 @@ def features(x: Tensor) -> Tensor:
 
 def moments(f: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D)."""
-    return f.mean(0), f.T.cov()
+    cov = f.T.cov()
+    return f.mean(0), (cov + cov.T) / 2
 
 
 def chosen(labels: Tensor, each: int, seed: int) -> Tensor:

@@ -1,0 +1,229 @@
+"""Writing samples: a contact sheet, a folder, arrays, text or a trajectory, by the suffix of the path.
+
+    sevens.png .jpg .webp   one sheet of all samples          sevens.npz   x, seeds, labels and the plan as arrays
+    sevens.gif              a sheet for every step            sevens.txt   one text after another
+    sevens/                 one file a sample, seed-0007.png
+
+Beside each lies its plan, sevens.plan.yaml (in a folder: plan.yaml); PNG files hold theirs inside as well. Every file appears
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebbtide.app.files import said, whole, writable
+from ebbtide.app.sheets import contact, trajectory
+from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.plan import Plan
+from ebbtide.core.state import leaves, tree_map
+from ebbtide.samples import Samples, finite_rows, to_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ebbtide.denoise.model import Model
+
+KINDS = {
+    ".png": "sheet",
+    ".jpg": "sheet",
+    ".jpeg": "sheet",
+    ".webp": "sheet",
+    ".gif": "frames",
+    ".npz": "arrays",
+    ".txt": "text",
+}
+
+
+def kind_of(path: Path) -> str:
+    """What is written to this path: "sheet", "frames", "arrays", "text" or "folder". Raises EbbError for other suffixes."""
+    if path.is_dir() or not path.suffix:
+        return "folder"
+    if path.suffix.lower() not in KINDS:
+        raise EbbError(f"{path}: files ending in {path.suffix} cannot be written; {nearest(path.suffix, KINDS)}")
+    return KINDS[path.suffix.lower()]
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file that belongs to an output: sevens.png, ".plan.yaml" -> sevens.plan.yaml, in a folder plan.yaml."""
+    return path / suffix.lstrip(".") if kind_of(path) == "folder" else path.with_suffix(suffix)
+
+
+def state_of(path: Path) -> Path:
+    """Where an unfinished run is kept: sevens.state.safetensors, beside a folder too."""
+    return path.with_name((path.name if kind_of(path) == "folder" else path.stem) + ".state.safetensors")
+
+
+def names(path: Path, seeds: Sequence[int], medium: str = "image") -> list[Path]:
+    """The files of a folder, one for each seed; where seeds repeat, their places tell them apart."""
+    wide = max(4, *(len(str(s)) for s in seeds))
+    stems = [f"seed-{s:0{wide}d}" for s in seeds]
+    if len(set(stems)) < len(stems):
+        stems = [f"{k:04d}-{stem}" for k, stem in enumerate(stems)]
+    return [path / f"{stem}{'.txt' if medium == 'text' else '.png'}" for stem in stems]
+
+
+def check(
+    path: Path, seeds: Sequence[int], overwrite: bool = False, frames: bool = False, model: Model | None = None
+) -> None:
+    """See before the work that everything can be written. Makes the folders that are missing.
+
+    Raises EbbError for an unknown suffix, a form that samples of `model` do not have, a place where nothing can be
+    written, and, unless `overwrite`, for files that exist and for an unfinished run.
+    """
+    kind = kind_of(path)
+    folder = kind == "folder"
+    if model is not None:
+        _fits(kind, model, frames)
+    if not overwrite:
+        unfinished = state_of(path)
+        if unfinished.exists():
+            raise EbbError(
+                f"{said(unfinished)} holds an unfinished run: go on with `ebb resume {said(unfinished)}`, "
+                "or start afresh with --overwrite."
+            )
+        wanted = [beside(path, ".plan.yaml"), *([beside(path, ".gif")] if frames else [])]
+        wanted = [*names(path, seeds), *names(path, seeds, "text"), *wanted] if folder else [path, *wanted]
+        for file in wanted:
+            if file.exists():
+                raise EbbError(f"{said(file)} exists and is kept: give another output, or --overwrite.")
+    writable(path if folder else path.parent)
+
+
+def _fits(kind: str, model: Model, frames: bool) -> None:
+    """Raise EbbError where samples of the model do not have this form."""
+    text = model.medium == "text"
+    if kind == "text" and not text:
+        raise EbbError(f"{model.name} makes no text; save its samples as .npz.")
+    if kind in ("sheet", "frames") or frames or (kind == "folder" and not text):
+        to_images(model.batch(1), model.medium)
+
+
+def write(samples: Samples, path: Path, overwrite: bool = False, frames: bool = False) -> list[Path]:
+    """Write samples and their plan; gives the files written.
+
+    frames   also write the trajectory, a GIF beside the rest; needs samples with a trace
+
+    Raises EbbError as `check` does, and where the samples have no such form.
+    """
+    check(path, samples.seeds, overwrite, frames, samples.model)
+    kind = kind_of(path)
+    if kind == "folder":
+        files = write_each(samples, path, range(len(samples)))
+    else:
+        _WRITERS[kind](samples, path)
+        files = [path]
+    return files + write_beside(samples, path, frames)
+
+
+def write_beside(samples: Samples, path: Path, frames: bool = False) -> list[Path]:
+    """The plan, and the trajectory where it is wanted."""
+    files = []
+    if frames and kind_of(path) != "frames":
+        files.append(beside(path, ".gif"))
+        _frames(samples, files[-1])
+    plan = beside(path, ".plan.yaml")
+    with whole(plan) as part:
+        part.write_text(samples.plan.to_yaml(), encoding="utf-8")
+    return [*files, plan]
+
+
+def write_each(samples: Samples, folder: Path, places: Iterable[int]) -> list[Path]:
+    """One file for each of these places, left out where it is not finite; a PNG holds the plan of its own sample."""
+    text, medium = samples.model.medium == "text", samples.model.medium
+    files = names(folder, samples.seeds, medium)
+    good = finite_rows(samples.x).tolist()
+    written = []
+    for k in places:
+        if not good[k]:
+            continue
+        with whole(files[k]) as part:
+            if text:
+                part.write_text(samples.text()[k] + "\n", encoding="utf-8")
+            else:
+                one = to_images(tree_map(lambda v, k=k: v[k : k + 1], samples.x), medium)[0]
+                _picture(one, part, ".png", alone(samples.plan, k))
+        written.append(files[k])
+    return written
+
+
+def alone(plan: Plan, place: int) -> Plan:
+    """The plan of one sample of a run."""
+    run = dict(plan.run or {})
+    n, seed, cond = run.get("n", 1), run.get("seed", 0), run.get("cond")
+
+    def own(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: own(v) for k, v in value.items()}
+        return value[place] if isinstance(value, list) and len(value) == n else value
+
+    run |= {"n": 1, "seed": seed + place if isinstance(seed, int) else seed[place]}
+    run.pop("batch", None)
+    return plan.replace(run=run if cond is None else {**run, "cond": own(cond)})
+
+
+def _picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    options: dict[str, Any] = {}
+    if suffix == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("ebbtide", plan.to_yaml())
+    elif suffix == ".webp":
+        options["lossless"] = True
+    else:
+        image, options["quality"] = image.convert("L" if image.mode == "L" else "RGB"), 95
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(suffix, suffix[1:].upper())
+    image.save(part, format=kind, **options)
+
+
+def _sheet(samples: Samples, path: Path) -> None:
+    image = contact(samples.x, samples.model.medium)
+    with whole(path) as part:
+        _picture(image, part, path.suffix.lower(), samples.plan)
+
+
+def _frames(samples: Samples, path: Path) -> None:
+    if not samples.trace:
+        raise EbbError(f"{path} shows the way that samples took, and no trace was kept: sample with trace=True.")
+    images, times = zip(*trajectory(samples.trace, samples.model.medium), strict=True)
+    with whole(path) as part:
+        images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=list(times), loop=0)
+
+
+def _arrays(samples: Samples, path: Path) -> None:
+    import numpy as np
+    import torch
+
+    # numpy has no bfloat16; float32 holds its every value
+    fields = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in leaves(samples.x, "x").items()}
+    arrays = {k: v.numpy() for k, v in fields.items()}
+    arrays["seeds"] = np.array(samples.seeds)
+    cond = (samples.plan.run or {}).get("cond")
+    if isinstance(cond, int | list):
+        arrays["labels"] = np.broadcast_to(np.array(cond), (len(samples),))
+    arrays["plan"] = np.array(samples.plan.to_yaml())
+    # As np.savez does it, but with the dates left out, so that the same samples give the same bytes.
+    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(entry, member.getvalue())
+
+
+def _text(samples: Samples, path: Path) -> None:
+    texts = samples.text()
+    between = "\n---\n" if any("\n" in t for t in texts) else "\n"
+    with whole(path) as part:
+        part.write_text(between.join(texts) + "\n", encoding="utf-8")
+
+
+_WRITERS = {"sheet": _sheet, "frames": _frames, "arrays": _arrays, "text": _text}
+
+__all__ = ["KINDS", "alone", "beside", "check", "kind_of", "names", "state_of", "write", "write_beside", "write_each"]

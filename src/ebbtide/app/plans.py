@@ -1,0 +1,65 @@
+"""`ebb plan show` and `ebb plan check`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ebbtide.app.words import describe
+
+app = typer.Typer(
+    help="Show and check plan files.", rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+SHOW = describe(
+    "Print a plan: what each slot holds, and what was run.",
+    ("ebb plan show sevens.plan.yaml", "a plan file"),
+    ("ebb plan show sevens.png", "the plan inside a picture"),
+)
+
+CHECK = describe(
+    "Check a plan: its parts, their parameters, their fit.",
+    ("ebb plan check mine.yaml", "exit code 0 if it is one, 2 and the reason if not"),
+)
+
+File = Annotated[str, typer.Argument(metavar="FILE|PRESET", help="A plan, a PNG, or a preset.", show_default=False)]
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML, lists and mappings without inner ones on one line."""
+    import yaml
+
+    return str(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True))
+
+
+@app.command(help=SHOW)
+def show(file: File) -> None:
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    from ebbtide.app.request import read_plan
+
+    data = read_plan(file).to_dict()
+    run = data.pop("run", None)
+    console = Console(highlight=False)
+
+    def part(title: str, held: Any) -> None:
+        console.print(title, style="bold")
+        console.print(Syntax(dump(held), "yaml", background_color="default", word_wrap=True))
+
+    part("plan", data)
+    if run is None:
+        console.print("it says nothing of a run: name a model to sample with it", style="dim")
+    else:
+        part("run", run)
+
+
+@app.command(help=CHECK)
+def check(file: File) -> None:
+    from ebbtide.app.request import read_plan
+
+    plan = read_plan(file)
+    slots = {k: v for k, v in plan.to_dict().items() if k != "run"}
+    names = {k: ", ".join(p["name"] for p in (v if isinstance(v, list) else [v])) for k, v in slots.items()}
+    typer.echo(f"{file} is a plan: " + "; ".join(f"{slot} {held}" for slot, held in names.items()))

@@ -1,0 +1,234 @@
+"""From what was typed to what is run: options over a plan file over defaults, and a model to go with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebbtide.core import registry
+from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.plan import Plan, presets
+
+if TYPE_CHECKING:
+    import torch
+
+    from ebbtide.denoise.model import Model
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed; None where nothing was said."""
+
+    source: str | None = None
+    data: str | None = None
+    denoiser: str | None = None
+    size: int | None = None
+    plan: str | None = None
+    label: str | None = None
+    n: int | None = None
+    seed: str | None = None
+    batch: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    solver: str | None = None
+    grid: str | None = None
+    eta: float | None = None
+    process: str | None = None
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that `ebb.sample` is asked, and what should be said about it."""
+
+    model: Model
+    plan: Plan
+    cond: Any
+    n: int
+    seed: int | list[int]
+    batch: int | None
+    device: torch.device | None
+    dtype: torch.dtype | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The arguments of `ebb.sample`."""
+        names = ("model", "plan", "cond", "n", "seed", "batch", "device", "dtype")
+        return {k: getattr(self, k) for k in names}
+
+
+# -------------------------------------------------------------------- the plan
+
+
+def read_plan(source: str) -> Plan:
+    """A plan from a file, a picture, or the name of a preset, of the package or of a system. Raises EbbError otherwise."""
+    if not Path(source).exists() and source not in presets():
+        from ebbtide import systems
+
+        known = systems.presets()
+        if source in known:
+            return Plan.from_dict(known[source])
+        raise EbbError(f"{source} is neither a file nor a preset; {nearest(source, [*known, *presets()])}")
+    return Plan.load(source)
+
+
+def plan_of(o: Options, base: Plan) -> Plan:
+    """The plan with the options laid over it. Raises EbbError for parts, parameters and values that do not exist."""
+    data = base.to_dict()
+    if o.solver is not None and data["solve"]["name"] != o.solver:
+        data["solve"] = {"name": o.solver}
+    if o.grid is not None and data["grid"]["name"] != o.grid:
+        new = {"name": o.grid}
+        if "steps" in data["grid"] and "steps" in _parameters("grid", o.grid):
+            new["steps"] = data["grid"]["steps"]
+        data["grid"] = new
+    if o.process is not None:
+        data["process"] = {"name": o.process}
+    if o.steps is not None:
+        data["grid"] = {**data["grid"], "steps": o.steps}
+    if o.eta is not None:
+        data["solve"] = {**data["solve"], "eta": o.eta}
+    if o.guidance is not None:
+        guides = list(data.get("guide", []))
+        mine = [k for k, g in enumerate(guides) if g["name"] == "cfg"]
+        for k in mine:
+            guides[k] = {**guides[k], "scale": o.guidance}
+        data["guide"] = guides if mine else [*guides, {"name": "cfg", "scale": o.guidance}]
+    for text in o.sets:
+        _set(data, text)
+    return Plan.from_dict(data)
+
+
+def _parameters(slot: str, name: str) -> list[str]:
+    return list(getattr(registry.find(slot, name).cls, "__pydantic_fields__", {}))
+
+
+def _set(data: dict[str, Any], text: str) -> None:
+    """slot=SPEC, slot.param=VALUE, or slot.PART.param=VALUE where the slot holds several parts; values are YAML."""
+    import yaml
+
+    where, sign, value = text.partition("=")
+    slot, *path = where.strip().split(".")
+    if not sign or slot not in registry.SLOTS or len(path) > 2:
+        raise EbbError(
+            f"--set {text}: write slot.param=value or slot=part, with a slot of {', '.join(registry.SLOTS)}."
+        )
+    try:
+        plain = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise EbbError(f"--set {text}: {value} cannot be read as a value (YAML).") from None
+    if not path:
+        data[slot] = plain
+        return
+    held = data.get(slot) or []
+    specs: list[dict[str, Any]] = held if isinstance(held, list) else [held]
+    mine = [s for s in specs if len(path) == 1 or s["name"] == path[0]]
+    if len(mine) != 1:
+        raise EbbError(
+            f"--set {text}: {slot} holds {', '.join(s['name'] for s in specs) or 'no part'}; "
+            f"write {slot}.PART.param=value for one of them, or {slot}=PART first."
+        )
+    mine[0][path[-1]] = plain
+
+
+# -------------------------------------------------------------------- the rest
+
+
+def numbers(text: str | None, option: str) -> int | list[int] | None:
+    """A whole number, or several after commas. Raises EbbError for anything else."""
+    if text is None:
+        return None
+    try:
+        found = [int(v) for v in text.split(",")]
+    except ValueError:
+        raise EbbError(f"{option} takes a whole number, or several after commas, not {text!r}.") from None
+    return found if len(found) > 1 else found[0]
+
+
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name. Raises EbbError for one that this machine does not have."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise EbbError(f"there is no device {name!r} here; cpu is always there.") from None
+    return device
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The dtype of that name. Raises EbbError for names that are none of `DTYPES`."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise EbbError(f"there is no dtype {name!r} to sample in; {nearest(name, DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def model_of(o: Options, run: dict[str, Any]) -> Model:
+    """The model that was named, or that the plan names. Raises EbbError where neither does."""
+    from ebbtide import api, zoo
+
+    source = o.data or o.source or run.get("data") or run.get("model")
+    if o.data is not None and o.source is not None:
+        raise EbbError(f"two models are named, {o.source} and --data {o.data}: leave one out.")
+    if source is None:
+        raise EbbError(
+            f"name a model ({', '.join(zoo.names()) or 'none ships'}), or give --data or a --plan with a run."
+        )
+    said: dict[str, Any] = {"denoiser": o.denoiser, "size": o.size}
+    if source == run.get("data"):
+        said = {k: run.get(k) if v is None else v for k, v in said.items()}
+    said = {k: v for k, v in said.items() if v is not None}
+    if said and source in zoo.names():
+        raise EbbError(f"{source} is a network: --{next(iter(said))} is for --data.")
+    return api.load(source, **said)
+
+
+def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any, str]:
+    """The condition of n samples, and a word about it where it was nobody's choice."""
+    if o.label == "none":
+        return None, ""
+    cond: Any = numbers(o.label, "--label")
+    if cond is None and run:
+        cond = run.get("cond")
+        if isinstance(cond, str):
+            raise EbbError("this plan's condition was made of tensors, which a plan does not hold: run it from Python.")
+    elif cond is None and model.labels and "data" not in model.info:
+        last = model.labels - 1
+        return [k % model.labels for k in range(n)], f"labels 0 to {last} in turn (--label chooses, --label none: any)"
+    return ([cond[k % len(cond)] for k in range(n)] if isinstance(cond, list) else cond), ""
+
+
+def resolve(o: Options, base: Plan | None = None) -> Request:
+    """Read the plan, lay the options over it, load the model. Raises EbbError for everything that cannot be."""
+    if base is None:
+        base = Plan() if o.plan is None else read_plan(o.plan)
+    run = dict(base.run or {})
+    plan = plan_of(o, base.replace(run=None))
+    seed = numbers(o.seed, "--seed")
+    if seed is None:
+        seed = run.get("seed", 0)
+    n = o.n if o.n is not None else run.get("n", len(seed) if isinstance(seed, list) else 16)
+    if isinstance(seed, list) and o.n is not None and o.seed is None:
+        seed = seed[:n]
+    batch = run.get("batch") if o.batch is None else o.batch
+    device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
+    model = model_of(o, run)
+    notes = []
+    if run.get("digest", model.digest) != model.digest and run.get("model") == model.name:
+        notes.append(f"{model.name} is not what the plan was run with: its weights differ, so will the samples")
+    cond, word = cond_of(o, run, n, model)
+    return Request(model, plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes)

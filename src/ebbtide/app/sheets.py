@@ -1,0 +1,45 @@
+"""Contact sheets: samples side by side on one picture, and the GIF of how they came to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ebbtide.core.state import Tree
+from ebbtide.samples import finite_rows, sheet, to_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CELL = 64
+_FRAMES = 100
+
+
+def contact(x: Tree, medium: str = "image") -> Image:
+    """One sheet of all samples, small pictures enlarged by a whole factor; those that are not finite are crossed out.
+
+    Raises EbbError where the samples are no pictures.
+    """
+    images = to_images(x, medium)
+    good = finite_rows(x).tolist()
+    marked = [image if fine else crossed(image) for image, fine in zip(images, good, strict=True)]
+    return sheet(marked, scale=max(1, _CELL // max(images[0].size)))
+
+
+def crossed(image: Image) -> Image:
+    """An empty cell of the same size and mode, with a cross."""
+    from PIL import Image, ImageDraw
+
+    cell = Image.new("RGB", image.size, (40, 40, 40))
+    right, bottom = image.width - 1, image.height - 1
+    draw = ImageDraw.Draw(cell)
+    draw.line((0, 0, right, bottom), fill=(200, 60, 60))
+    draw.line((0, bottom, right, 0), fill=(200, 60, 60))
+    return cell.convert(image.mode)
+
+
+def trajectory(trace: list[Tree], medium: str = "image") -> list[tuple[Image, int]]:
+    """A sheet for each step, at most a hundred of them, and for how many milliseconds it is shown; the last one stays."""
+    count = len(trace)
+    kept = sorted({round(k * (count - 1) / max(1, min(count, _FRAMES) - 1)) for k in range(min(count, _FRAMES))})
+    each = max(40, min(120, 3000 // max(1, len(kept))))
+    return [(contact(trace[k], medium), 2000 if k == count - 1 else each) for k in kept]

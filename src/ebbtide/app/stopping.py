@@ -1,0 +1,41 @@
+"""Ctrl-C between two steps: the first signal asks, the second one breaks off at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """While it is entered, a signal to end only sets `asked`; a second one raises KeyboardInterrupt where it falls.
+
+    code   what the process should exit with, 128 + the signal: 130 after Ctrl-C, 143 after a plain `kill`
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.code = 130
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked, self.code = True, 128 + number
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal came: called where everything is whole."""
+        if self.asked:
+            raise KeyboardInterrupt
