@@ -191,7 +191,8 @@ def test_resshift_returns_to_the_data_along_its_posterior():
 def test_residual_takes_the_papers_step(name):
     """I_s = I_t - (A_t - A_s) R - (B_t - sqrt(B_s^2 - sigma^2)) eps + sigma z, sigma^2 = e (B_t^2 - B_s^2) B_s^2 / B_t^2."""
     p = process(name)
-    x, x0, y, z = torch.randn(4, 50, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x, x0, y = torch.randn(3, 1, 50, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    z = noise(1).normal(x)
     for t, s, e in ((0.9, 0.5, 0.0), (1.0, 0.35, 1.0), (0.6, 0.1, 0.49)):
         at, to = time(t), time(s)
         drift, big, small = y - x0, p.c(at).item(), p.c(to).item()
@@ -199,7 +200,7 @@ def test_residual_takes_the_papers_step(name):
         eps = (x - x0 - shift_t * drift) / big
         var = e * (big**2 - small**2) * small**2 / big**2
         paper = x - (shift_t - shift_s) * drift - (big - math.sqrt(small**2 - var)) * eps + math.sqrt(var) * z
-        ours = p.apply(p.weights(at, to, math.sqrt(e)), x, [(1.0, x0)], {"y": y}, z)
+        ours = p.apply(p.weights(at, to, math.sqrt(e)), x, [(1.0, x0)], {"y": y}, noise(1))
         torch.testing.assert_close(ours, paper, rtol=1e-10, atol=1e-10)
 
 

@@ -185,9 +185,7 @@ def model_of(o: Options, run: dict[str, Any]) -> Model:
     if o.data is not None and o.source is not None:
         raise EbbError(f"two models are named, {o.source} and --data {o.data}: leave one out.")
     if source is None:
-        raise EbbError(
-            f"name a model ({', '.join(zoo.names()) or 'none ships'}), or give --data or a --plan with a run."
-        )
+        raise EbbError("name a model, as in `ebb sample digits`, or give --data, or a --plan that says what was run.")
     said: dict[str, Any] = {"denoiser": o.denoiser, "size": o.size}
     if source == run.get("data"):
         said = {k: run.get(k) if v is None else v for k, v in said.items()}
@@ -224,7 +222,11 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     n = o.n if o.n is not None else run.get("n", len(seed) if isinstance(seed, list) else 16)
     if isinstance(seed, list) and o.n is not None and o.seed is None:
         seed = seed[:n]
+    if n < 1:
+        raise EbbError(f"-n is the number of samples, at least 1, not {n}.")
     batch = run.get("batch") if o.batch is None else o.batch
+    if batch is not None and batch < 1:
+        raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
     model = model_of(o, run)
     notes = []

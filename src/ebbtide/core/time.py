@@ -43,8 +43,8 @@ def spread(w: Weight, t: Tensor) -> Tensor:
 
 
 def nil(w: Weight) -> bool:
-    """Whether a weight is the float 0, so that its term need not be made at all."""
-    return isinstance(w, float) and w == 0.0
+    """Whether a weight is 0 everywhere, so that its term need not be made at all."""
+    return not bool(w.any()) if isinstance(w, Tensor) else w == 0.0
 
 
 def pick(condition: bool | Tensor, a: Weight, b: Weight) -> Weight:

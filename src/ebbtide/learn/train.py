@@ -57,7 +57,9 @@ class Network(Protocol):
 class Data(Protocol):
     """What is learnt from: `ebbtide.zoo.data.Pictures`, or anything with its three members."""
 
-    digest: str
+    @property
+    def digest(self) -> str:
+        """The name of the data in checkpoints: equal for equal pictures and labels."""
 
     def __len__(self) -> int: ...
 

@@ -96,14 +96,14 @@ class Affine(Process):
         found: Weights = self._remember(("weights", t0, s0, eta), lambda t, s: self._weights(t, s, eta), Weights)
         return found
 
-    def _weights(self, t: Tensor, s: Tensor, eta: float) -> Weights:
+    def _weights(self, t: Tensor, s: Tensor, eta: Weight) -> Weights:
         at, ct, a, c = self.a(t), self.c(t), self.a(s), self.c(s)
         zero, one = torch.zeros_like(at), torch.ones_like(at)
         down, end = s < t, ct == 0
         safe_ct, safe_a, safe_at = torch.where(end, one, ct), torch.where(a == 0, one, a), torch.where(at == 0, one, at)
         fresh = (1 - ((at * c) / (safe_a * safe_ct)) ** 2).clamp(0, 1)  # 1 - rho^2
         k_x = torch.where(end, zero, c * (1 - eta**2 * fresh).clamp_min(0).sqrt() / safe_ct)
-        k_z = c * torch.where(end, one, abs(eta) * fresh.sqrt())
+        k_z = c * torch.where(end, one, (eta**2 * fresh).sqrt())
         k_0 = a - k_x * at
         up = torch.where(at == 0, zero, a / safe_at)
         k_x = torch.where(down, k_x, up)
@@ -116,15 +116,19 @@ class Affine(Process):
         return Weights(k_x, k_0, k_y, k_z, self.lam(t), self.lam(s))
 
     def apply(
-        self, w: Weights, x: Tensor, x0: Sequence[tuple[Weight, Tensor]], cond: dict[str, Tree], z: Tensor | None = None
+        self, w: Weights, x: Tensor, x0: Sequence[tuple[Weight, Tensor]], cond: dict[str, Tree], noise: Noise
     ) -> Tensor:
-        """w.x x + w.x0 sum_k r_k x0_k + w.y y + w.noise z: the move with a data estimate that is itself a combination."""
+        """w.x x + w.x0 sum_k r_k x0_k + w.y y + w.noise z: the move with a data estimate that is itself a combination.
+
+        Noise is drawn where its weight is not 0: with eta > 0, and on leaving the far end of a bridge.
+        """
         terms = [(w.x, x), *((w.x0 * r, v) for r, v in x0)]
         if self.ended:
             terms.append((w.y, self.end(cond)))
-        if z is not None:
-            terms.append((w.noise, z))
-        return combine(*terms)
+        if not nil(w.noise):
+            terms.append((w.noise, noise.normal(x)))
+        moved: Tensor = combine(*terms)
+        return moved
 
     @functools.cached_property
     def ended(self) -> bool:
@@ -143,8 +147,7 @@ class Affine(Process):
     ) -> Tree:
         """x_s given x_t and a prediction; see the contract."""
         w = self.weights(t, s, eta)
-        z = None if nil(w.noise) else noise.normal(x)
-        return self.apply(w, x, [] if pred is None else [(1.0, pred.mean)], cond, z)
+        return self.apply(w, x, [] if pred is None else [(1.0, pred.mean)], cond, noise)
 
     def corrupt(self, x0: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
         """x_t ~ q(x_t | x0, y)."""

@@ -8,7 +8,6 @@ Differs  time runs from 1 (noise) to 0 (data) as everywhere here; those papers r
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ebbtide.core.registry import part
@@ -28,4 +27,4 @@ class Flow(Affine):
         return t
 
     def time(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(-lam)
+        return 1 / (1 + lam.exp())  # sigmoid would round by the length of the tensor

@@ -32,11 +32,11 @@ class DPMpp2M(Solver):
         pred = ask(state.x, state.t)
         w = process.weights(state.t, s)
         if self.order == 1:
-            return Move(process.apply(w, state.x, [(1.0, pred.mean)], state.cond)), pred
+            return Move(process.apply(w, state.x, [(1.0, pred.mean)], state.cond, ask.noise)), pred
         h = w.lam_s - w.lam_t
         estimate: list[tuple[Weight, Tensor]] = [(1.0, pred.mean)]
         if memory:
             r = pick(w.x == 0, 0.0, ratio(h, 2 * weight(memory["h"])))
             estimate = [(1 + r, pred.mean), (-r, memory["x0"])]
-        x = process.apply(w, state.x, estimate, state.cond)
+        x = process.apply(w, state.x, estimate, state.cond, ask.noise)
         return Move(x, {"x0": pred.mean, "h": spread(h, state.t)}), pred

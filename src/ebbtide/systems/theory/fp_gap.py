@@ -53,8 +53,8 @@ SYSTEM = System(
 PROCESS = VPLinear()
 MEANS = [[1.2, 0.6], [-1.0, 1.0], [-0.3, -1.2]]
 TRUTH = GaussianMixture(PROCESS, [0.5, 0.3, 0.2], torch.tensor(MEANS, dtype=torch.float64), 0.09)
-LAMS, SEEDS = (0.0, 3e-4, 3e-3), (0, 1)
-ROWS, STEPS, RATE = 256, 1500, 3e-3
+LAMS, SEEDS = (0.0, 1e-4, 3e-3), (0, 1)
+ROWS, STEPS, RATE = 256, 1000, 3e-3
 Equation = Callable[[Terms], Tensor]
 
 
@@ -67,7 +67,7 @@ class Potential(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
         for j, layer in enumerate(self.layers):
             nn.init.zeros_(layer.bias)
-            layer.weight.data = noise.normal(layer.weight[None], j)[0] * layer.in_features**-0.5
+            layer.weight.data = noise.normal(layer.weight[None], j)[0] * (5 / 3 / layer.in_features**0.5)  # the gain of tanh
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         level = (PROCESS.c(t) ** 2 + 1e-4).log() / 4
