@@ -58,7 +58,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
 	@echo "site     $(CURDIR)/site/index.html"
 
 catalogue: $(VENV)/.base

@@ -69,9 +69,7 @@ def _load_path(source: str | os.PathLike[str], **options: Any) -> Model:
     if (path / "recipe.json").exists():
         return zoo.load(path, **options)
     if path.exists():
-        from ebbtide.denoise.data import load_data
-
-        return load_data(path, **options)
+        return zoo.from_data(path, **options)
     raise EbbError(f"{source} is neither a shipped model nor a path that exists; {nearest(str(source), zoo.names())}")
 
 

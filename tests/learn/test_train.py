@@ -80,8 +80,10 @@ def test_killed_run_goes_back_to_its_last_checkpoint(pictures: Pictures, tmp_pat
 def test_finished_run_does_nothing_more(pictures: Pictures, tmp_path: Path) -> None:
     run(TINY, pictures, tmp_path)
     before = tensors(tmp_path)
+    shutil.rmtree(tmp_path / "model")  # as if it had been killed before it could write this
     assert run(TINY, pictures, tmp_path) == []
     assert same(before, tensors(tmp_path))
+    assert (tmp_path / "model" / "recipe.json").is_file()
 
 
 def test_seed_decides_and_global_generator_does_not(pictures: Pictures, tmp_path: Path) -> None:

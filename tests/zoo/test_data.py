@@ -51,6 +51,9 @@ def test_splits(tmp_path: Path, array: np.ndarray) -> None:
     train, test = load_pictures(path), load_pictures(path, split="test")
     assert (len(train), len(test)) == (4, 2)
     assert torch.equal(torch.cat([train.pixels, test.pixels])[:, 0], torch.from_numpy(array))
+    beside = npz(tmp_path, images=array[:1], x_train=array[:4], x_test=array[4:])
+    assert [len(load_pictures(beside, split=s)) for s in ("train", "test")] == [4, 2]
+    path = npz(tmp_path, x_train=array[:4])
     with pytest.raises(EbbError, match="x_train"):
         load_pictures(path, split="valid")
 

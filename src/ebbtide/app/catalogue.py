@@ -63,9 +63,17 @@ def part_rows(slot: str | None = None) -> list[dict[str, Any]]:
 def part_row(entry: Entry) -> dict[str, Any]:
     """One part as plain data; solvers with their order and the calls of a step."""
     row: dict[str, Any] = {"slot": entry.slot, "name": entry.name, "sentence": entry.sentence, "paper": entry.paper}
-    if entry.slot == "solve":
-        row |= {"order": entry.cls.order, "calls": entry.cls.calls}  # type: ignore[attr-defined]
-    return row
+    return {**row, **cost(entry)}
+
+
+def cost(entry: Entry) -> dict[str, Any]:
+    """The order of a solver and the calls of its step, at its defaults; nothing for other parts."""
+    from ebbtide.core import registry
+
+    if entry.slot != "solve":
+        return {}
+    made = registry.make(entry.slot, {"name": entry.name})
+    return {"order": made.order, "calls": made.calls}
 
 
 def _show_systems(rows: list[dict[str, Any]]) -> None:

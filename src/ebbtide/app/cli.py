@@ -14,7 +14,10 @@ from ebbtide.core.errors import EbbError
 
 ABOUT = describe(
     "An inference engine for diffusion, flow and masked-diffusion models: any model, any budget, one plan file.",
-    ("ebb sample digits --label 7 -n 64 --guidance 3 -o sevens.png", "a picture, and beside it the plan that repeats it"),
+    (
+        "ebb sample digits --label 7 -n 64 --guidance 3 -o sevens.png",
+        "a picture, and beside it the plan that repeats it",
+    ),
     ("ebb sample --data holiday/ -o new.png", "new pictures from your own, with no network"),
 )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ebbtide.app.catalogue import cost
 from ebbtide.app.words import describe
 from ebbtide.core.errors import EbbError, nearest
 
@@ -63,7 +64,7 @@ def _section(console: Console, title: str, text: str) -> None:
     if text.strip():
         console.print(f"\n{title}", style="bold")
         for line in text.strip("\n").splitlines():
-            console.print(f"  {line}", markup=False)
+            console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _yaml(console: Console, data: Any) -> None:
@@ -72,7 +73,9 @@ def _yaml(console: Console, data: Any) -> None:
 
     from ebbtide.app.plans import dump
 
-    console.print(Padding(Syntax(dump(data), "yaml", background_color="default", word_wrap=True), (0, 0, 0, 2)))
+    console.print(
+        Padding(Syntax(dump(data).rstrip(), "yaml", background_color="default", word_wrap=True), (0, 0, 0, 2))
+    )
 
 
 # -------------------------------------------------------------------- systems
@@ -124,9 +127,7 @@ def _part(console: Console, entry: Entry) -> None:
 
     _head(console, entry.sentence, f"{entry.slot}/{entry.name}{_paper(entry.paper, ' · ')}")
     doc = inspect.getdoc(sys.modules[entry.cls.__module__]) or ""
-    console.print()
-    for line in doc.splitlines():
-        console.print(line, markup=False)
+    console.print(f"\n{doc.removeprefix(entry.sentence).strip()}", markup=False, soft_wrap=True)
     rows = parameters(entry)
     console.print("\nParameters", style="bold")
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -134,10 +135,11 @@ def _part(console: Console, entry: Entry) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(Padding(table, (0, 0, 0, 2)) if rows else "  none")
-    facts = []
-    if entry.slot == "solve":
-        cls: Any = entry.cls
-        facts.append(f"order    {cls.order:g}, {cls.calls:g} network call{'s' if cls.calls != 1 else ''} a step")
+    facts = [
+        f"order    {c['order']:g}, {c['calls']:g} network call{'s' * (c['calls'] != 1)} a step"
+        for c in [cost(entry)]
+        if c
+    ]
     facts += [
         f"{title:<8} {', '.join(sorted(values))}"
         for title, values in (("needs", entry.needs), ("gives", entry.gives), ("refuses", entry.refuses))
@@ -198,7 +200,8 @@ def _model(console: Console, name: str) -> None:
         if value is not None:
             plain = value["name"] if isinstance(value, dict) and "name" in value else value
             console.print(f"  {key:<10} {plain}", markup=False)
+    made = {k: about["recipe"][k] for k in ("steps", "batch", "lr", "ema", "seed") if k in about.get("recipe", {})}
     console.print("\nHow it was made", style="bold")
-    _yaml(console, {k: about[k] for k in ("recipe", "data", "step", "loss") if k in about})
+    _yaml(console, made | {k: about[k] for k in ("loss", "data") if k in about})
     if about.get("predicts") != "class":
         _section(console, "Run it", f"ebb sample {name} -n 16 --preview")

@@ -49,8 +49,10 @@ def kind_of(path: Path) -> str:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """The file that belongs to an output: sevens.png, ".plan.yaml" -> sevens.plan.yaml, in a folder plan.yaml."""
-    return path / suffix.lstrip(".") if kind_of(path) == "folder" else path.with_suffix(suffix)
+    """The file that belongs to an output: sevens.plan.yaml and sevens.gif, or plan.yaml and frames.gif in a folder."""
+    if kind_of(path) == "folder":
+        return path / {".plan.yaml": "plan.yaml", ".gif": "frames.gif"}[suffix]
+    return path.with_suffix(suffix)
 
 
 def state_of(path: Path) -> Path:
@@ -60,7 +62,7 @@ def state_of(path: Path) -> Path:
 
 def names(path: Path, seeds: Sequence[int], medium: str = "image") -> list[Path]:
     """The files of a folder, one for each seed; where seeds repeat, their places tell them apart."""
-    wide = max(4, *(len(str(s)) for s in seeds))
+    wide = max([4, *(len(str(s)) for s in seeds)])
     stems = [f"seed-{s:0{wide}d}" for s in seeds]
     if len(set(stems)) < len(stems):
         stems = [f"{k:04d}-{stem}" for k, stem in enumerate(stems)]

@@ -91,18 +91,15 @@ def _of_parts(known: Sequence[Entry]) -> str:
     ]
     for slot in registry.SLOTS:
         rows = [
-            (
-                f"`{e.name}`",
-                e.sentence + (f" ({_cited(e.paper, e.paper)})" if e.paper else ""),
-                _parameters(e),
-                _needs(e),
-                _off(e),
-            )
+            (f"`{e.name}`", e.sentence, _parameters(e), _needs(e), _off(e), _cited(e.paper, e.paper))
             for e in known
             if e.slot == slot
         ]
         if rows:
-            lines += [f"### Slot {slot}\n", table(("name", "what it does", "parameters", "needs", "off"), rows)]
+            lines += [
+                f"### Slot {slot}\n",
+                table(("name", "what it does", "parameters", "needs", "off", "paper"), rows),
+            ]
     return "\n".join(lines)
 
 

@@ -45,8 +45,8 @@ def show(file: File) -> None:
     console = Console(highlight=False)
 
     def part(title: str, held: Any) -> None:
-        console.print(title, style="bold")
-        console.print(Syntax(dump(held), "yaml", background_color="default", word_wrap=True))
+        console.print(f"{title}:", style="bold")
+        console.print(Syntax(dump(held).rstrip(), "yaml", background_color="default", word_wrap=True))
 
     part("plan", data)
     if run is None:

@@ -23,7 +23,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+            heard = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # as `nohup` and `&` leave them
+            self._before = {s: signal.signal(s, self._handle) for s in heard}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -22,8 +22,9 @@ from torch.nn.functional import pad
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred, Tree, tree_map
 from ebbtide.core.time import right
+from ebbtide.denoise.exact_gaussian import Gaussian
 from ebbtide.process.affine import Affine
 
 _FLOOR = 1e-6
@@ -203,46 +204,35 @@ class Empirical(OfData):
         return {"mean": mean, "var": (second - mean**2).clamp_min(0)}
 
 
-class Wiener(Denoiser):
-    """The best linear denoiser of data with this mean (C, H, W) and covariance (P, P); costs one eigen-decomposition.
+class Wiener(Gaussian):
+    """The best linear denoiser of data with this mean (C, H, W) and covariance (P, P), decomposed once.
 
-    var = diag(S - K A S),   K = S A (A S A + C^2)^-1
+        Wiener(process, mean, covariance)
+
+    It is the posterior of Gaussian data with these moments; for other data `var` is the error it makes on average.
     """
-
-    def __init__(self, process: Affine, mean: Tensor, covariance: Tensor) -> None:
-        p = mean.numel()
-        if covariance.shape != (p, p):
-            raise EbbError(f"a mean of {p} numbers needs a covariance ({p}, {p}), not {tuple(covariance.shape)}.")
-        self.process: Affine = plain(process)
-        self.shape, self.mean = mean.shape, mean.flatten().double()
-        self.covariance = covariance.double()
-        powers, self.axes = torch.linalg.eigh(self.covariance)
-        # What is rounding of zero must be zero, or division by c^2 = 1e-12 makes it count.
-        self.powers = torch.where(powers > powers.amax() * p * torch.finfo(torch.float64).eps, powers, 0.0)
 
     @classmethod
     def fit(cls, process: Affine, data: Tensor) -> Wiener:
-        """The denoiser of the mean and covariance of pictures (N, C, H, W)."""
-        bank = Bank(data)
-        return cls(process, bank.mean.reshape(bank.shape), bank.covariance())
+        """The denoiser of the moments of pictures (N, C, H, W)."""
+        return cls.of(process, Bank(data))
+
+    @classmethod
+    def of(cls, process: Affine, bank: Bank) -> Wiener:
+        """The denoiser of the moments of a bank."""
+        return cls(process, bank.mean.reshape(bank.shape).cpu(), bank.covariance().cpu())
 
     def gain(self, a: Tensor, c: Tensor) -> Tensor:
-        """K, (P, P), for a and c of one picture, (P,): E[x0 | x_t] = m + K (x_t - a m)."""
+        """K = S A (A S A + C^2)^-1, (P, P), for a and c of one picture, (P,): E[x0 | x_t] = m + K (x_t - a m)."""
+        assert self.axes is not None
+        power, axes = self.spread[0], self.axes[0]
         if bool((a == a[0]).all()) and bool((c == c[0]).all()):
-            return (self.axes * (a * self.powers / (a**2 * self.powers + c**2))) @ self.axes.T
-        s = self.covariance
+            return (axes * (a * power / (a**2 * power + c**2))) @ axes.T
+        s = (axes * power) @ axes.T
         return torch.linalg.solve(a[:, None] * s * a + torch.diag(c**2), a[:, None] * s).T
 
-    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
-        """E[x0 | x_t] and Var[x0 | x_t] for Gaussian data; the best linear estimate, and its error, for any other."""
-        y, a, c = rows(self.process, x, t, self.shape, self.mean)
-        assert isinstance(x, Tensor)
-        mean, var = torch.empty_like(y), torch.empty_like(y)
-        total = self.covariance.diagonal()
-        times, which = torch.cat([a, c], 1).unique(dim=0, return_inverse=True)
-        for k, one in enumerate(times):
-            own = which == k
-            gain = self.gain(*one.chunk(2))
-            mean[own] = y[own] @ gain.T + self.mean
-            var[own] = (total - (gain * one[: len(total)] * self.covariance).sum(1)).clamp_min(0)
-        return Pred(mean=mean.reshape(x.shape).to(x), var=var.reshape(x.shape).to(x))
+    def __call__(self, x: Tree, t: Tensor, cond: Mapping[str, Tree]) -> Pred:
+        """E[x0 | x_t] and Var[x0 | x_t], row by row: P^2 numbers at a time are enough."""
+        one = [tree_map(lambda v, r=r: v[r : r + 1], {"x": x, "cond": dict(cond)}) for r in range(len(t))]
+        preds = [super(Wiener, self).__call__(v["x"], t[r : r + 1], v["cond"]) for r, v in enumerate(one)]
+        return preds[0].map(lambda *v: torch.cat(v), *preds[1:])

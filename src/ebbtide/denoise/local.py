@@ -7,7 +7,7 @@
 Windows narrow as the noise falls, so that parts of many pictures are put together into new ones. Threshold 0 opens them
 all: that is the exact posterior mean, which repeats the data.
 
-Shapes   as in `denoise.data`; `tile` x `tile` pixels with all their channels may share a window and the weights
+Shapes   as in `denoise.data`; `tile` x `tile` pixels with all their channels may share one window and its weights
 Paper    Lukoianov et al. 2025, "Locality in image diffusion models emerges from data statistics" (arXiv 2509.09672)
 Differs  the threshold is relative to the largest entry of each row. The public code takes the largest of the matrix,
          which in digits is set by one corner pixel that hardly ever varies (32 times its diagonal) and shuts all other
@@ -17,7 +17,8 @@ Differs  the threshold is relative to the largest entry of each row. The public 
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,29 +30,66 @@ from ebbtide.process.affine import Affine
 _SIDES = (8, 4, 2, 1)
 _SHARP = 0.03
 
-Tiles: TypeAlias = "list[Tensor] | list[Tiles]"
-
 
 class Group(NamedTuple):
-    """Neighbours (T of them: tiles, or groups again), and what they read beyond that which all of them read.
+    """Neighbours: T tiles, or T groups again, and what some of them read while others do not.
 
-    Windows of neighbours are much alike. What all members of a group read is read once, by the group above, so the cost
-    of a tile is what it does not share: on digits a half to a tenth of its window.
+    Windows of neighbours are much alike. What all members read is left to the group above, to be read once for all of
+    them: on digits a pixel then costs a third of its window.
 
-    see      (U,) the pixels that some member reads
-    query    (T R, U) what to multiply them with, 0 where a member does not read
-    norm     (T, U) and what to multiply their squares with
-    give     (G,) the pixels that the tiles answer
-    average  collects the answers (T R, G)
+    parts    the members, if groups
+    tiles    the members, if tiles: the pixels (G,) of each
+    see      (U,) the pixels that any member reads
+    query    (T R, U) a x_n / (c^2 temperature) where it does, 0 elsewhere
+    norm     (T, U) a^2 / (2 c^2 temperature) likewise
+    average  where the answers of tiles are gathered
     """
 
+    parts: list[Group]
+    tiles: list[Tensor]
     see: Tensor
     query: Tensor
     norm: Tensor
-    parts: list[Group]
-    give: Tensor
-    tile: Tensor
     average: Average
+
+    @staticmethod
+    def of(reads: Tensor, parts: list[Group], tiles: list[Tensor], linear: Tensor, half: Tensor) -> Group:
+        """A group whose members read these pixels, (T, P), for rows with these factors, (R, P) and (P,)."""
+        see = reads.any(0).nonzero()[:, 0]
+        reads = reads[:, see]
+        query = (linear[:, see] * reads[:, None]).flatten(0, 1)
+        return Group(parts, tiles, see, query, half[see] * reads, Average())
+
+    @staticmethod
+    def tree(tiles: list[Any], windows: Tensor, linear: Tensor, half: Tensor) -> tuple[Group, Tensor]:
+        """The group of lists of lists of ... tiles, and what all of it reads, (P,)."""
+        parts: list[Group] = []
+        if isinstance(tiles[0], Tensor):
+            # What at least half of its pixels would read, a tile reads: nearer to single pixels than what any would.
+            reads = torch.stack([2 * windows[tile].sum(0) >= len(tile) for tile in tiles])
+        else:
+            below = [Group.tree(part, windows, linear, half) for part in tiles]
+            parts, reads, tiles = [group for group, _ in below], torch.stack([core for _, core in below]), []
+        core = reads.all(0)
+        return Group.of(reads & ~core, parts, tiles, linear, half), core
+
+    def read(self, x0: Tensor, square: Tensor, live: int, above: Tensor) -> None:
+        """Take in a block of pictures and their squares, (P, K), under the logits (R, K) of what was read above."""
+        logits = (self.query @ x0.index_select(0, self.see)).unflatten(0, (len(self.norm), -1))
+        logits.sub_((self.norm @ square.index_select(0, self.see))[:, None]).add_(above)
+        for part, one in zip(self.parts, logits, strict=False):
+            part.read(x0, square, live, one)
+        if self.tiles:
+            self.average.add(logits.flatten(0, 1), x0.index_select(0, torch.cat(self.tiles)), live)
+
+    def answers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The pixels (G,) of every tile, and their means (R, G)."""
+        for part in self.parts:
+            yield from part.answers()
+        if self.tiles:
+            means = self.average.mean.unflatten(0, (len(self.tiles), -1))
+            own = means.split([len(tile) for tile in self.tiles], -1)
+            yield from ((tile, own[k][k]) for k, tile in enumerate(self.tiles))
 
 
 class Local(OfData):
@@ -61,6 +99,8 @@ class Local(OfData):
 
     Windows come from the covariance of all pictures, whatever the label. Rows at one time are answered in one pass.
     """
+
+    one_time = True
 
     def __init__(
         self,
@@ -72,85 +112,43 @@ class Local(OfData):
         temperature: float = 1.0,
         block: int = 2048,
     ) -> None:
-        super().__init__(process, data, labels, block)
         if tile < 1 or not 0 <= mask_threshold <= 1 or temperature <= 0:
             raise EbbError("a tile is at least 1 pixel wide, a mask threshold in 0 to 1, a temperature above 0.")
+        super().__init__(process, data, labels, block)
         self.mask_threshold, self.temperature = mask_threshold, temperature
-        self.wiener = Wiener(process, self.bank.mean.reshape(self.bank.shape), self.bank.covariance())
-        self.alive = self.wiener.covariance.diagonal() > 0
-        place = torch.arange(len(self.alive), device=self.alive.device).reshape(self.bank.shape)
+        covariance = self.bank.covariance()
+        self.wiener = Wiener(process, self.bank.mean.reshape(self.bank.shape), covariance)
+        spread = covariance.diagonal()
+        self.alive = spread > 1e-12 * spread.max()
+        place = torch.arange(len(spread), device=spread.device).reshape(self.bank.shape)
         self.tiles = self._tiles(place, [side * tile for side in _SIDES])
 
-    def _tiles(self, place: Tensor, sides: list[int]) -> Tiles:
-        """Squares of squares of ... tiles (pixel numbers); tiles that never vary in the data are left out."""
-        if not sides:
-            return place.flatten() if bool(self.alive[place].any()) else []
+    def _tiles(self, place: Tensor, sides: list[int]) -> list[Any]:
+        """Squares of squares of ... tiles: the pixels of each. Those that never vary in the data are left out."""
         squares = [square for row in place.split(sides[0], 1) for square in row.split(sides[0], 2)]
-        return [part for square in squares if len(part := self._tiles(square, sides[1:]))]
+        if len(sides) > 1:
+            return [part for square in squares if (part := self._tiles(square, sides[1:]))]
+        deep = 1 if sides[0] == 1 else len(place)
+        tiles = [tile.flatten() for square in squares for tile in square.split(deep)]
+        return [tile for tile in tiles if bool(self.alive[tile].any())]
 
-    def mask(self, a: Tensor, c: Tensor) -> Tensor:
+    def windows(self, a: Tensor, c: Tensor) -> Tensor:
         """M, (P, P) boolean, for a and c of one picture, (P,): row i is the receptive field of pixel i."""
-        w = self.wiener.gain(a, c).abs()
+        w = self.wiener.gain(a.cpu(), c.cpu()).abs().to(a.device)
         return (w >= self.mask_threshold * w.amax(1, keepdim=True)).fill_diagonal_(True)
 
     def answer(self, y: Tensor, a: Tensor, c: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
         mean = torch.zeros_like(y)
-        times, which = torch.cat([a, c], 1).unique(dim=0, return_inverse=True)
-        for k, one in enumerate(times):
-            own = (which == k).nonzero()[:, 0]
-            mean = mean.index_copy(0, own, self._at(y[own], *one.chunk(2), span))
+        if self.tiles:
+            noise = c[0] ** 2 * self.temperature
+            linear, half = a * y / noise, a[0] ** 2 / (2 * noise)
+            sharp = float(half.max()) * torch.finfo(torch.float32).eps > _SHARP
+            dtype = torch.float64 if sharp else torch.float32
+            linear, half = linear.to(dtype), half.to(dtype)
+            top, core = Group.tree(self.tiles, self.windows(a[0], c[0]), linear, half)
+            root = Group.of(core[None], [top], [], linear, half)
+            for x0, live in self.bank.blocks(span, dtype):
+                root.read(x0, x0.square(), live, torch.zeros((), dtype=dtype, device=x0.device))
+            for pixels, own in root.answers():
+                mean = mean.index_copy(1, pixels, own.to(mean))
         return {"mean": mean}
-
-    def _at(self, y: Tensor, a: Tensor, c: Tensor, span: tuple[int, int]) -> Tensor:
-        """The answer (R, P) to rows that share a and c (P,)."""
-        scale = 1 / (c**2 * self.temperature)
-        linear, half = a * scale * y, a**2 * scale / 2
-        sharp = float(half.max()) * torch.finfo(torch.float32).eps > _SHARP
-        dtype = torch.float64 if sharp else torch.float32
-        mask, bottom = self.mask(a, c), []
-
-        def share(tiles: Tiles) -> tuple[Tensor, Group]:
-            """A group, and what all of it reads."""
-            if isinstance(tiles[0], Tensor):
-                reads = torch.stack([mask[pixels].double().mean(0) >= 0.5 for pixels in tiles])
-                parts=[]
-            else:
-                cores, parts = zip(*map(share, tiles), strict=True)
-                reads = torch.stack(cores)
-            core = reads.all(0)
-            group = make(reads & ~core, list(parts), tiles)
-            return core, group
-
-        def make(reads, parts, tiles):
-            see = reads.any(0).nonzero()[:, 0]
-            reads = reads[:, see]
-            query = (linear[:, see] * reads[:, None]).flatten(0, 1).to(dtype)
-            norm=(reads*half[see]).to(dtype)
-            if parts: give=tile=see[:0]
-            else:
-                give=torch.cat(tiles)
-                tile=torch.cat([torch.full_like(p,k) for k,p in enumerate(tiles)])
-            group= Group(see, query, norm, parts, give, tile, Average())
-            if not parts: bottom.append(group)
-            return group
-
-        core, top = share(self.tiles)
-        root = make(core[None], [top], None)
-
-        def read(group: Group, above: Tensor, x0: Tensor, square: Tensor) -> None:
-            logits = (group.query @ x0.index_select(0,group.see)).unflatten(0, (-1, len(y)))
-            logits.sub_((group.norm @ square.index_select(0,group.see))[:, None])
-            if above is not None: logits.add_(above)
-            if group.parts:
-                for part, one in zip(group.parts, logits, strict=True):
-                    read(part, one, x0, square)
-            else:
-                group.average.add(logits.flatten(0, 1), x0[group.give])
-
-        for x0 in self.bank.blocks(span, dtype):
-            read(root, None, x0, x0.square())
-        out = torch.zeros_like(y)
-        for g in bottom:
-            mean = g.average.mean.reshape(len(g.norm), len(y), -1)
-            out[:, g.give] = mean[g.tile, :, torch.arange(len(g.give))].T.to(out)
-        return out

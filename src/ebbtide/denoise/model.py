@@ -33,8 +33,8 @@ class Model:
     """
 
     name: str
-    denoiser: Denoiser
-    like: Tree
+    denoiser: Denoiser = field(repr=False)
+    like: Tree = field(repr=False)
     units: int = 0
     labels: int | None = None
     medium: str = "points"

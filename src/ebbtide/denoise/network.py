@@ -143,7 +143,8 @@ class Border(Layer):
         here: Any = self.process
         there: Any = self.denoiser.process
         time = there.time(here.lam(t))
-        scale = torch.hypot(there.a(time), there.c(time)) / torch.hypot(here.a(t), here.c(t))
+        # the square root, not hypot, which rounds by the length of the tensor
+        scale = ((there.a(time) ** 2 + there.c(time) ** 2) / (here.a(t) ** 2 + here.c(t) ** 2)).sqrt()
         return time, scale
 
 
@@ -226,7 +227,7 @@ class Network(Denoiser):
     def _edm(self, x: Tensor, t: Tensor, clock: Tensor, cond: dict[str, Tree]) -> Tensor:
         """D = c_skip x + c_out F(c_in x): Karras et al. 2022, table 1, for x at noise sigma = c / a."""
         sigma, data = _sigma(self.process, t, 1.0), self.sigma_data
-        norm = torch.hypot(sigma, torch.full_like(sigma, data))
+        norm = (sigma**2 + data**2).sqrt()
         scaled = combine((1 / (norm * self.process.a(t)), x)).to(**self._home)
         out = self.call(self.module, scaled, clock, cond).to(x)
         skip = data**2 / norm**2 / self.process.a(t)

@@ -55,7 +55,8 @@ class Adaptive(Grid):
         assert err is not None
         final, waits = s == 0, s == state.t
         accept = (~(err > self.tol) | final) & ~waits  # a unit that is not a number goes on, to be found at the end
-        factor = (0.9 * (self.tol / err.nan_to_num(self.tol).clamp_min(1e-12)) ** power).clamp(0.2, 5.0)
+        ratio = self.tol / err.nan_to_num(self.tol).clamp_min(1e-12)
+        factor = (0.9 * (power * ratio.log()).exp()).clamp(0.2, 5.0)  # pow would round by the length of the tensor
         taken = torch.where(final | waits, h, (state.t - s) * factor)
         if bool((~accept & ~waits & (taken < _SMALLEST)).any()):
             raise EbbError(f"the tolerance {self.tol:g} cannot be met: the smallest step reached is {_SMALLEST:g}.")

@@ -94,12 +94,9 @@ def load(
     _fill(average, tensors, "avg")
     for name, weight in network.named_parameters():
         if f"m.{name}" in tensors:
+            first, second = (tensors[f"{k}.{name}"].to(weight.device) for k in "ms")
             step = torch.tensor(float(said["step"]))
-            optimiser.state[weight] = {
-                "step": step,
-                "exp_avg": tensors[f"m.{name}"],
-                "exp_avg_sq": tensors[f"s.{name}"],
-            }
+            optimiser.state[weight] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
     return int(said["step"]), float(said["loss"])
 
 

@@ -181,6 +181,8 @@ def train(
     mean = float("nan")
     if file.exists():
         done, mean = checkpoint.load(file, about, network, average, optimiser)
+        if done == recipe.steps and not (file.parent / "model" / "recipe.json").exists():
+            export(file.parent, recipe, file.parent / "model")  # killed between the two
     rows = _Order(recipe.seed, len(data), recipe.batch)
     row_keys = fold(fold(root, _DRAW), torch.arange(recipe.batch))
     averaged: list[Tensor] = [

@@ -55,7 +55,8 @@ def log_likelihood(
              element has numbers
     seed     of the probes: element j has seed + j, or a list
 
-    Raises EbbError for a process without a flow and where plan, model and condition do not fit.
+    Raises EbbError for a process without a flow, one that starts from a point (a bridge), times that differ between units,
+    and where plan, model and condition do not fit.
     """
     conds = model.condition(cond, len(x))
     loop = model.loop(plan or Plan(grid={"name": "linear", "steps": 100}), conds)
@@ -108,6 +109,8 @@ def _times(loop: Loop, state: State) -> list[float]:
 def _log_prior(process: Affine, x: Tensor, t: Tensor, conds: dict[str, Tree]) -> Tensor:
     """log N(x; b y, c^2) at the first time of a run."""
     b, c = process.b(t), process.c(t)
+    if bool((c == 0).any()):
+        raise EbbError("this process starts from a point, which has no density: begin the grid at an earlier time than 1.")
     rest = x if b is None else combine((1.0, x), (-b, process.end(conds)))
     scale = right(c, x).expand(x.shape).to(x.device)
     return -((rest.double() / scale) ** 2 / 2 + scale.log() + math.log(2 * math.pi) / 2).flatten(1).sum(1)

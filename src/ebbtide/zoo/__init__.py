@@ -34,3 +34,10 @@ def load(source: str | Path, device: Any = None) -> Model:
 
     named = isinstance(source, str) and source in names()
     return open_model(folder(str(source)) if named else Path(source), str(source), device)
+
+
+def from_data(path: str | Path, **options: Any) -> Model:
+    """Pictures as a model with no network: see `zoo.models.data_model`."""
+    from ebbtide.zoo.models import data_model
+
+    return data_model(path, **options)

@@ -1,4 +1,4 @@
-"""Trained networks as models: a folder of weights and the recipe.json beside them, opened and put behind the border."""
+"""Models from files: a trained network with the recipe.json beside it, or pictures with a closed-form denoiser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ebbtide.core import registry
-from ebbtide.core.errors import EbbError
+from ebbtide.core.errors import EbbError, nearest
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 
@@ -63,6 +63,37 @@ def open_model(folder: Path, name: str, device: str | torch.device | None = None
     _fill(module, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return model_of(module.to(device).eval().requires_grad_(False), about, name, digest)
+
+
+def data_model(path: str | Path, denoiser: str = "local", size: int | None = None, process: str = "flow") -> Model:
+    """Pictures as a model, with no network: a folder or an .npz file and a closed-form denoiser of what is in it.
+
+    denoiser  "local" makes new pictures, "exact" repeats those that are there, "wiener" is the best linear one
+    size      make all pictures this many pixels square
+    process   the Gaussian process that is sampled in
+
+    Raises EbbError when there is no readable picture, and for a denoiser that does not exist.
+    """
+    from ebbtide.denoise.data import Empirical, Wiener
+    from ebbtide.denoise.local import Local
+    from ebbtide.zoo.data import load_pictures
+
+    known: dict[str, Any] = {"local": Local, "exact": Empirical, "wiener": lambda p, x, labels: Wiener.fit(p, x)}
+    if denoiser not in known:
+        raise EbbError(f"there is no denoiser {denoiser!r} of pictures; {nearest(denoiser, known)}")
+    pictures = load_pictures(path, size)
+    labels = None if denoiser == "wiener" else pictures.labels
+    made = known[denoiser](registry.make("process", {"name": process}), pictures.pixels, labels)
+    about = {"data": str(path), "denoiser": denoiser, "size": size}
+    return Model(
+        name=Path(path).stem,
+        denoiser=made,
+        like=torch.zeros(pictures.pixels.shape[1:]),
+        labels=None if labels is None else int(labels.max()) + 1,
+        medium="image",
+        digest=pictures.digest[:16],
+        info={k: v for k, v in about.items() if v is not None},
+    )
 
 
 def _fill(module: nn.Module, file: Path) -> None:

@@ -14,14 +14,16 @@ and lam E g^2 (R - E[R | t])^2 added to denoising score matching closes that gap
 Paper    Deveney, Stanczuk, Kreusser, Budd, Schoenlieb 2023, "Closing the ODE-SDE gap in score-based diffusion models
          through the Fokker-Planck equation" (arXiv 2311.15996)
 Card     three Gaussians in the plane under vp-linear. With the exact log-density R = 0 and 1000-step samplers agree to
-         Monte-Carlo error; potentials of 1.3 thousand weights trained with lam = 0, 3e-4, 3e-3, twice each, show residual
-         and gap fall together. The control takes the last term of R with the wrong sign, in measuring and in training.
-Differs  the second seed is the paper's repetition in miniature. The trade-off is in the note: at the small lam the ODE is
-         no worse than without and the SDE is, at the large one these small networks buy agreement with the quality of both.
+         Monte-Carlo error; potentials of 1200 weights, trained twice each with lam = 0, 1e-4 and 3e-3, show residual and
+         gap fall together. The control takes the last term of R with the wrong sign, in measuring and in training.
+Differs  the trade-off, in the note, is sharper here than published: the small lam gives a better ODE and a worse SDE, as
+         in the paper; the large one brings the gap to Monte-Carlo level, but both samplers of so small a network away
+         from the truth.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ SYSTEM = System(
     "ODE, sometimes at the SDE's cost",
     what="A residual that says how far a learned score is from any density flow, and the training penalty made of it.",
     slow=True,
-    differs="2-D mixture and small networks: the ODE gains at the small penalty only",
+    differs="2-D mixture and small networks: the ODE gains at the small penalty and loses at the large one",
 )
 
 PROCESS = VPLinear()
@@ -67,7 +69,9 @@ class Potential(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
         for j, layer in enumerate(self.layers):
             nn.init.zeros_(layer.bias)
-            layer.weight.data = noise.normal(layer.weight[None], j)[0] * (5 / 3 / layer.in_features**0.5)  # the gain of tanh
+            layer.weight.data = noise.normal(layer.weight[None], j)[0] * (
+                5 / 3 / layer.in_features**0.5
+            )  # the gain of tanh
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         level = (PROCESS.c(t) ** 2 + 1e-4).log() / 4
@@ -145,30 +149,26 @@ def card(bench: Bench) -> Card:
     equation: Equation = bench.fault(residual, lambda found: found.change + found.drift + found.spread)
 
     x, t = noised(2048, 1)
-    bench.check(
-        "largest |R| of the exact log-density", equation(terms(TRUTH.log_prob, PROCESS, x, t)).abs().max(), at_most=1e-4
-    )
-    exact = ends(ebb.load(TRUTH, like=torch.zeros(2, dtype=torch.float64)), 4096, "euler", 1000, 1000)
-    level = monte_carlo(4096)
-    bench.check(
-        "exact score: W2(ODE, SDE) over Monte-Carlo level", sliced_w2(*exact) / level, at_most=1.0, published="0"
-    )
+    worst = equation(terms(TRUTH.log_prob, PROCESS, x, t)).detach().abs().max()
+    bench.check("largest |R| of the exact log-density", worst, at_most=1e-4)
+    exact = ends(ebb.load(TRUTH, like=torch.zeros(2, dtype=torch.float64)), 2048, "euler", 1000, 1000)
+    share = sliced_w2(*exact) / monte_carlo(2048)
+    bench.check("exact score: W2(ODE, SDE) over Monte-Carlo level", share, at_most=1.0, published="0 as n grows")
 
     runs = [[measure(train(FokkerPlanck(PROCESS, lam, equation=equation), seed)) for seed in SEEDS] for lam in LAMS]
     means = [Run(*torch.tensor(pair).mean(0).tolist()) for pair in runs]
-    falls = {k: max(getattr(b, k) / getattr(a, k) for a, b in zip(means, means[1:])) for k in ("residual", "gap")}
-    bench.check("residual, largest ratio of one lam to the next", falls["residual"], at_most=0.8, published="falls")
-    bench.check("gap, largest ratio of one lam to the next", falls["gap"], at_most=0.8, published="falls")
-    bench.check("gap at the largest lam over gap without", means[-1].gap / means[0].gap, at_most=0.5)
-    flat = [run for pair in runs for run in pair]
+    for name in ("residual", "gap"):
+        falls = max(getattr(b, name) / getattr(a, name) for a, b in itertools.pairwise(means))
+        bench.check(f"{name}, largest ratio of one lam to the last", falls, at_most=0.85, published="falls")
     bench.check(
-        "rank correlation of residual and gap",
-        rank_correlation([r.residual for r in flat], [r.gap for r in flat]),
-        at_least=0.7,
+        "gap at the largest lam over gap without", means[-1].gap / means[0].gap, at_most=0.5, published="closes"
     )
+    together = rank_correlation(*([getattr(r, k) for pair in runs for r in pair] for k in ("residual", "gap")))
+    bench.check("rank correlation of residual and gap over runs", together, at_least=0.7, published="bounds it")
+    gain = means[1].ode / means[0].ode
+    bench.check("ODE to the truth, small lam over none", gain, at_most=0.97, published="improves")
 
     rows = [
-        f"lam {lam:g}: R {m.residual:.2f}, gap {m.gap:.3f}, ODE {m.ode:.3f}, SDE {m.sde:.3f}"
-        for lam, m in zip(LAMS, means)
+        f"{lam:g}: {m.residual:.2f}, {m.gap:.3f}, {m.ode:.3f}, {m.sde:.3f}" for lam, m in zip(LAMS, means, strict=True)
     ]
-    return bench.card(f"Means of {len(SEEDS)} runs, W2 to the truth for ODE and SDE. " + "; ".join(rows) + ".")
+    return bench.card(f"lam: R, gap, ODE to truth, SDE to truth (means of {len(SEEDS)} runs): {'; '.join(rows)}.")
