@@ -16,6 +16,7 @@ import ebbtide as ebb
 from ebbtide.samples import sheet, to_images
 
 ENDINGS, STEPS = 8, 24
+AFTER = (1, 4, 8, 16)
 
 
 def main(out: str = "branches.png") -> None:
@@ -24,7 +25,7 @@ def main(out: str = "branches.png") -> None:
     plan = ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": STEPS}, guide=[{"name": "cfg", "scale": 2.0}])
     pictures = []
     for count, step in enumerate(ebb.run(model, plan, cond=3, n=1, seed=5), 1):
-        if count % 6:
+        if count not in AFTER:
             continue
         copies = step.state.take(torch.zeros(ENDINGS, dtype=torch.int64))
         state = copies
@@ -32,7 +33,7 @@ def main(out: str = "branches.png") -> None:
             state = later.state
         pictures += to_images(state.x, model.medium)
     sheet(pictures, columns=ENDINGS, scale=2).save(out)
-    print(f"{out}: each row branches {STEPS // 4} steps later than the one above")
+    print(f"{out}: the rows branch after {', '.join(map(str, AFTER))} of {STEPS} steps")
 
 
 if __name__ == "__main__":

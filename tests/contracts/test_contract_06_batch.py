@@ -25,7 +25,7 @@ def test_alone_in_a_batch_and_streamed_are_the_same_bits(case: worlds.Case, dtyp
     solo = alone(world)
     whole = worlds.finish(world.loop, world.begin())
     for rows, one in zip(world.requests(), solo, strict=True):
-        assert not world.differ(whole.take(torch.tensor(rows)), one), f"{world.name}: batch, rows {rows}"
+        world.same(whole.take(torch.tensor(rows)), one, f"batch, rows {rows}")
 
     # requests join one by one, so their elements are at different steps; the first are done before the last begin
     pool = world.begin(world.requests()[0])
@@ -35,7 +35,7 @@ def test_alone_in_a_batch_and_streamed_are_the_same_bits(case: worlds.Case, dtyp
         pool = pool.cat(world.begin(rows))
     pool = worlds.finish(world.loop, pool)
     for rows, one in zip(world.requests(), solo, strict=True):
-        assert not world.differ(pool.take(torch.tensor(rows)), one), f"{world.name}: stream, rows {rows}"
+        world.same(pool.take(torch.tensor(rows)), one, f"stream, rows {rows}")
 
 
 @worlds.inhabited("take", forms=False)
@@ -46,14 +46,14 @@ def test_take_commutes_with_step(case: worlds.Case):
         order = torch.tensor([2, 3, 0, 1])
     state = world.after(2)
     stepped = world.loop.step(state).state.take(order)
-    assert not world.differ(world.loop.step(state.take(order)).state, stepped), world.name
+    world.same(world.loop.step(state.take(order)).state, stepped)
     ended = worlds.finish(world.loop, state)
-    assert not world.differ(worlds.finish(world.loop, state.take(order)), ended.take(order)), world.name
+    world.same(worlds.finish(world.loop, state.take(order)), ended.take(order))
     some = torch.tensor(world.requests()[-1])
     gone = worlds.finish(world.loop, state.take(some))
-    assert not world.differ(gone, ended.take(some)), f"{world.name}: the others left"
+    world.same(gone, ended.take(some), "the others left")
     back = state.put(some, state.take(some))
-    assert not world.differ(back, state), f"{world.name}: put after take"
+    world.same(back, state, f"put after take")
 
 
 @worlds.inhabited("take", forms=False)
@@ -82,6 +82,6 @@ def test_a_run_goes_on_from_a_file(case: worlds.Case, tmp_path: Path):
         state.save(tmp_path / "run.safetensors", {"at": count})
         back, about = State.load(tmp_path / "run.safetensors")
         assert about == {"at": count}
-        assert not worlds.differ(back, state), world.name
+        world.same(back, state)
         # in a plan bound anew: nothing that matters may live outside the state
-        assert not world.differ(worlds.finish(world.fresh(), back), ended), f"{world.name}: stopped at {count}"
+        world.same(worlds.finish(world.fresh(), back), ended, f"stopped at {count}")

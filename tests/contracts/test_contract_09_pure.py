@@ -39,9 +39,9 @@ def test_the_second_run_equals_the_first_and_leaves_no_trace(case: worlds.Case):
     world = case.world()
     before = outside(world)
     first = worlds.finish(world.loop, world.begin())
-    assert not worlds.differ(worlds.finish(world.loop, world.begin()), first), f"{world.name}: the second run"
+    world.same(worlds.finish(world.loop, world.begin()), first, "the second run")
     fresh = world.fresh()
-    assert not worlds.differ(worlds.finish(fresh, world.begin(loop=fresh)), first), f"{world.name}: bound anew"
+    world.same(worlds.finish(fresh, world.begin(loop=fresh)), first, f"bound anew")
     assert outside(world) == before, world.name
 
 
@@ -55,7 +55,7 @@ def test_a_step_leaves_its_state_as_it_was(case: worlds.Case):
         step = world.loop.step(state)
         changed = [k for k, v in state.flat().items() if not torch.equal(v, kept[k])]
         assert not changed, f"{world.name}: {changed} written in place"
-        assert not worlds.differ(world.loop.step(state).state, step.state), f"{world.name}: the same step twice"
+        world.same(world.loop.step(state).state, step.state, "the same step twice")
         state = step.state
 
 
@@ -78,7 +78,7 @@ def test_failure_and_abandonment_leave_no_trace(case: worlds.Case):
     with pytest.raises(RuntimeError, match="the network failed"):
         worlds.finish(broken.loop, broken.begin())
     assert outside(world) == before, f"{world.name}: after an exception"
-    assert not worlds.differ(worlds.finish(world.loop, world.begin()), good), f"{world.name}: after an exception"
+    world.same(worlds.finish(world.loop, world.begin()), good, "after an exception")
 
 
 @worlds.each("pure")
@@ -90,7 +90,7 @@ def test_the_callers_modes_are_seen_through(entry: Entry):
         quiet = worlds.finish(world.loop, world.begin())
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
-    assert not worlds.differ(plain, quiet)
+    world.same(plain, quiet)
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64 if default == torch.float32 else torch.float32)
@@ -98,4 +98,4 @@ def test_the_callers_modes_are_seen_through(entry: Entry):
     finally:
         torch.set_default_dtype(default)
     if world.exact:
-        assert not worlds.differ(plain, other), f"{world.name}: the default dtype changes the samples"
+        world.same(plain, other, f"the default dtype changes the samples")

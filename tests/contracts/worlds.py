@@ -349,7 +349,7 @@ FORMS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class World:
     """A part in its plan, with a denoiser, a condition and four elements."""
 
@@ -420,9 +420,15 @@ class World:
         """The same world with its denoiser wrapped."""
         return replace(self, model=replace(self.model, denoiser=wrap(self.model.denoiser)), _made={})
 
-    def differ(self, a: State, b: State, *, memory: bool = True) -> list[str]:
-        """The leaves in which two states differ, a missing one being zeros: bit by bit, or within a network's rounding."""
-        return differ(a, b, memory=memory, tolerance=0.0 if self.exact else 1e-4)
+    def same(self, a: State, b: State, what: str = "") -> None:
+        """Assert that two states are the same bits (within rounding where a network answers), memory included."""
+        __tracebackhide__ = True
+        found = differ(a, b, tolerance=0.0 if self.exact else 1e-4)
+        if found:
+            raise AssertionError(f"{self.name}: {what}: differs in {', '.join(found)}")
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 class Wrapped(Denoiser):
@@ -456,10 +462,10 @@ def steps(loop: Loop, state: State, limit: int = 2000) -> list[Step]:
     return list(itertools.islice(loop.run(state), limit))
 
 
-def differ(a: State, b: State, *, memory: bool = True, tolerance: float = 0.0) -> list[str]:
-    """The names of leaves that differ; those of `group` are not looked at."""
+def differ(a: State, b: State, *, tolerance: float = 0.0) -> list[str]:
+    """The leaves that differ, a missing one being zeros; those of `group` are not looked at."""
     left, right = a.flat(), b.flat()
-    names = [k for k in {**left, **right} if k != "group" and (memory or not k.startswith("memory"))]
+    names = [k for k in {**left, **right} if k != "group"]
     out = []
     for name in names:
         one, two = left.get(name), right.get(name)
@@ -574,6 +580,9 @@ class Case(NamedTuple):
     spec: dict[str, Any]
     kind: str
     form: str = "element"
+
+    def __repr__(self) -> str:
+        return self.id
 
     @property
     def id(self) -> str:

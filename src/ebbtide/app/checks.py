@@ -116,19 +116,20 @@ def verdict(report: Report) -> str:
 
 def _show(report: Report) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
 
     console: Console = Console(highlight=False)
     style = "green" if report.passed else "red"
     console.print(f"[bold]{report.system.id}[/bold]  [{style}]{verdict(report)}[/{style}]  {report.seconds:.1f} s")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("  check", "figure", "published", "threshold", "control"):
+    for name in ("check", "figure", "published", "threshold", "control"):
         table.add_column(name, justify="right" if name in ("figure", "control") else "left")
     for row in figures(report):
         colour = "green" if row["passed"] else "red"
         control = "" if row["control"] is None else f"{row['control']:.4g}"
         figure = f"[{colour}]{row['figure']:.4g}[/{colour}]"
-        table.add_row(f"  {row['name']}", figure, row["published"], row["bounds"], control)
-    console.print(table)
+        table.add_row(row["name"], figure, row["published"], row["bounds"], control)
+    console.print(Padding(table, (0, 0, 0, 2)))
     if report.card.note:
-        console.print(f"  {report.card.note}", style="dim", markup=False)
+        console.print(Padding(report.card.note, (0, 0, 0, 2)), style="dim", markup=False)

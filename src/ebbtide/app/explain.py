@@ -67,6 +67,15 @@ def _section(console: Console, title: str, text: str) -> None:
             console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
+def _prose(console: Console, title: str, text: str) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if text.strip():
+        console.print(f"\n{title}", style="bold")
+        console.print(Padding(Text(text.strip()), (0, 0, 0, 2)))
+
+
 def _yaml(console: Console, data: Any) -> None:
     from rich.padding import Padding
     from rich.syntax import Syntax
@@ -86,12 +95,12 @@ def _system(console: Console, system: System) -> None:
     from ebbtide.core import registry
 
     _head(console, system.title, f"{system.id} · {system.family} · {system.year}{_paper(system.paper, ' · ')}")
-    _section(console, "Claim", system.claim)
-    _section(console, "What it is", system.what)
+    _prose(console, "Claim", system.claim)
+    _prose(console, "What it is", system.what)
     _section(console, "Mechanism", ast.get_docstring(ast.parse(systems.source(system.id).read_text("utf-8"))) or "")
     lines = [f"{key:<24} {registry.find(*key.split('/', 1)).sentence}" for key in system.parts]
     _section(console, "Parts", "\n".join(lines))
-    _section(console, "Differs", system.differs)
+    _prose(console, "Differs", system.differs)
     for name, plan in system.presets.items():
         console.print("\nPlan ", style="bold", end="")
         console.print(name, style="cyan")
@@ -127,7 +136,7 @@ def _part(console: Console, entry: Entry) -> None:
 
     _head(console, entry.sentence, f"{entry.slot}/{entry.name}{_paper(entry.paper, ' · ')}")
     doc = inspect.getdoc(sys.modules[entry.cls.__module__]) or ""
-    console.print(f"\n{doc.removeprefix(entry.sentence).strip()}", markup=False, soft_wrap=True)
+    console.print(f"\n{doc.removeprefix(entry.sentence).strip(chr(10))}", markup=False, soft_wrap=True)
     rows = parameters(entry)
     console.print("\nParameters", style="bold")
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -135,11 +144,8 @@ def _part(console: Console, entry: Entry) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(Padding(table, (0, 0, 0, 2)) if rows else "  none")
-    facts = [
-        f"order    {c['order']:g}, {c['calls']:g} network call{'s' * (c['calls'] != 1)} a step"
-        for c in [cost(entry)]
-        if c
-    ]
+    paid = cost(entry)
+    facts = [f"order    {paid['order']:g}, network calls a step {paid['calls']:g}"] if paid else []
     facts += [
         f"{title:<8} {', '.join(sorted(values))}"
         for title, values in (("needs", entry.needs), ("gives", entry.gives), ("refuses", entry.refuses))
@@ -195,13 +201,10 @@ def _model(console: Console, name: str) -> None:
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     _head(console, name, f"a model that ships with ebbtide, {size / 1e6:.1f} MB")
     facts = [(k, about.get(k)) for k in ("medium", "shape", "range", "labels", "process", "predicts", "command")]
-    console.print()
-    for key, value in facts:
-        if value is not None:
-            plain = value["name"] if isinstance(value, dict) and "name" in value else value
-            console.print(f"  {key:<10} {plain}", markup=False)
+    plain = {k: v["name"] if isinstance(v, dict) and "name" in v else v for k, v in facts if v is not None}
+    _section(console, "What it is", "\n".join(f"{k:<10} {v}" for k, v in plain.items()))
     made = {k: about["recipe"][k] for k in ("steps", "batch", "lr", "ema", "seed") if k in about.get("recipe", {})}
-    console.print("\nHow it was made", style="bold")
-    _yaml(console, made | {k: about[k] for k in ("loss", "data") if k in about})
+    made |= {k: about[k] for k in ("loss", "data") if k in about}
+    _section(console, "How it was made", "\n".join(f"{k:<10} {v}" for k, v in made.items()))
     if about.get("predicts") != "class":
         _section(console, "Run it", f"ebb sample {name} -n 16 --preview")

@@ -67,7 +67,9 @@ def layout(n: int, width: int, height: int, columns: int, rows: int) -> tuple[in
     if scale < floor:
         scale = floor
         across = max(1, int((columns - 1) / (width * scale + 1)))
-        down = max(1, int((rows - 1) / (height * scale + 1)))
+        down = min(math.ceil(n / across), max(1, int((rows - 1) / (height * scale + 1))))
+    else:
+        across = math.ceil(n / down)
     return across, down, scale
 
 

@@ -6,7 +6,6 @@ Time runs from 1 (corrupted) to 0 (data). `t` is float64 on the CPU, shaped like
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -63,7 +62,8 @@ def ratio(a: Weight, b: Weight) -> Weight:
 
 def exp(w: Weight) -> Weight:
     """The exponential of a weight."""
-    return w.exp() if isinstance(w, Tensor) else math.exp(w)
+    # a float by torch too: the last bit of math.exp is another one
+    return w.exp() if isinstance(w, Tensor) else torch.tensor(w, dtype=torch.float64).exp().item()
 
 
 def combine(*terms: tuple[Weight, Tree]) -> Any:

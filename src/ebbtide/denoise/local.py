@@ -27,7 +27,7 @@ from ebbtide.core.errors import EbbError
 from ebbtide.denoise.data import Average, OfData, Wiener
 from ebbtide.process.affine import Affine
 
-_SIDES = (8, 4, 2, 1)
+_SIDES = (4, 2, 1)
 _SHARP = 0.03
 
 
@@ -65,8 +65,8 @@ class Group(NamedTuple):
         """The group of lists of lists of ... tiles, and what all of it reads, (P,)."""
         parts: list[Group] = []
         if isinstance(tiles[0], Tensor):
-            # What at least half of its pixels would read, a tile reads: nearer to single pixels than what any would.
-            reads = torch.stack([2 * windows[tile].sum(0) >= len(tile) for tile in tiles])
+            # a tile reads itself and what most of its pixels read: half the cost of, and closer than, what any reads
+            reads = torch.stack([(2 * windows[tile].sum(0) > len(tile)).index_fill(0, tile, True) for tile in tiles])
         else:
             below = [Group.tree(part, windows, linear, half) for part in tiles]
             parts, reads, tiles = [group for group, _ in below], torch.stack([core for _, core in below]), []
@@ -95,7 +95,7 @@ class Group(NamedTuple):
 class Local(OfData):
     """The local data denoiser.
 
-        Local(process, data, labels=None, tile=1, mask_threshold=0.02, temperature=1.0, block=2048)
+        Local(process, data, labels=None, tile=2, mask_threshold=0.02, temperature=1.0, block=2048)
 
     Windows come from the covariance of all pictures, whatever the label. Rows at one time are answered in one pass.
     """
@@ -107,7 +107,7 @@ class Local(OfData):
         process: Affine,
         data: Tensor,
         labels: Tensor | None = None,
-        tile: int = 1,
+        tile: int = 2,
         mask_threshold: float = 0.02,
         temperature: float = 1.0,
         block: int = 2048,

@@ -8,7 +8,7 @@ Shapes   x (B, ...) data, answers (B,) float64 in nats; t shaped like the model'
 Paper    Song et al. 2021, "Score-based generative modeling" (arXiv 2011.13456), section 4.3 and appendix D.2;
          Chen et al. 2018, "Neural ordinary differential equations" (1806.07366), theorem 1
 Differs  p_1 is the law that samplers start from, N(b y, c^2): where a(1) is not 0 the error is of the order of a(1).
-         Velocities at t = 0, where eps is 0 / 0, are taken at noise 1e-5 of the data's scale.
+         Velocities at t = 0, where eps is 0 / 0, are taken where c / a is the cube root of the rounding of x's dtype.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from ebbtide.denoise.jacobian import directions, divergence
 from ebbtide.denoise.model import Model, seeds_of
 from ebbtide.process.affine import Affine
 
-_FLOOR = 1e-5
 _SALT = 7
 
 Flow = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -47,7 +46,7 @@ def log_likelihood(
     probes: int | None = None,
     seed: int | Sequence[int] = 0,
 ) -> Tensor:
-    """log p(x) of every element, in nats.
+    """log p(x) of every element, in nats, at the last time of the grid (the data, unless it ends before).
 
     plan     its process, grid and guides are used (its solver is not); by default 100 even steps in the model's process
     cond     as for `ebb.sample`
@@ -66,7 +65,8 @@ def log_likelihood(
     seeds = seeds_of(seed, len(x))
     state = State.blank(x, conds, seeds, model.unit_shape())
     along = directions(x, probes, Noise(keys(seeds), torch.zeros(len(x), dtype=torch.int64), _SALT))
-    floor = float(process.time(torch.tensor([-math.log(_FLOOR)], dtype=torch.float64)))
+    lowest = math.log(torch.finfo(x.dtype).eps) / 3
+    floor = float(process.time(torch.tensor([-lowest], dtype=torch.float64)))
 
     def flow(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """The velocity and its divergence; every evaluation is a question of its own."""
@@ -76,11 +76,14 @@ def log_likelihood(
         return divergence(velocity, x, along)
 
     times = _times(loop, state)
+    first = torch.full_like(state.t, times[0])
+    if bool((process.c(first) == 0).any()):
+        raise EbbError("this process starts from a point, which has no density: give a grid that begins before t = 1.")
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for t, s in itertools.pairwise(reversed(times)):
         x, gained = _rk4(flow, x, t, s - t)
         total = total + gained
-    return total + _log_prior(process, x, torch.full_like(state.t, times[0]), conds)
+    return total + _log_prior(process, x, first, conds)
 
 
 def _rk4(flow: Flow, x: Tensor, t: float, h: float) -> tuple[Tensor, Tensor]:
@@ -109,8 +112,6 @@ def _times(loop: Loop, state: State) -> list[float]:
 def _log_prior(process: Affine, x: Tensor, t: Tensor, conds: dict[str, Tree]) -> Tensor:
     """log N(x; b y, c^2) at the first time of a run."""
     b, c = process.b(t), process.c(t)
-    if bool((c == 0).any()):
-        raise EbbError("this process starts from a point, which has no density: begin the grid at an earlier time than 1.")
     rest = x if b is None else combine((1.0, x), (-b, process.end(conds)))
     scale = right(c, x).expand(x.shape).to(x.device)
     return -((rest.double() / scale) ** 2 / 2 + scale.log() + math.log(2 * math.pi) / 2).flatten(1).sum(1)

@@ -39,7 +39,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Test(NamedTuple):
+class TwoSample(NamedTuple):
     """The outcome of a two-sample test.
 
     distance   the energy distance measured
@@ -108,7 +108,7 @@ def _energies(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 def _signed(n: int, m: int) -> Tensor:
     """1 / N for the rows of one set, -1 / M for those of the other: with them the energy distance is -w^T D w."""
-    return torch.cat([torch.full((n,), 1.0 / n), torch.full((m,), -1.0 / m)]).double()
+    return torch.cat([torch.full((k,), 1 / w, dtype=torch.float64) for k, w in ((n, n), (m, -m))])
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -118,14 +118,14 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return max(float(_energies(x, y, w[:, None])), 0.0)
 
 
-def energy_test(x: Tensor, y: Tensor, draws: int = 299, seed: int = 0) -> Test:
+def energy_test(x: Tensor, y: Tensor, draws: int = 299, seed: int = 0) -> TwoSample:
     """Whether two sets of samples may come from one law: exact at every size, as rows are exchangeable if they do."""
     x, y = _pair(x, y)
     w = _signed(len(x), len(y)).to(x.device)
     order = _stream(seed).uniform((1, draws, len(w)))[0].argsort(1).to(x.device)
     found = _energies(x, y, torch.cat([w[None], w[order]]).T)
     extreme = int((found[1:] >= found[0] * (1 - 1e-12)).sum())
-    return Test(float(found[0]), (1 + extreme) / (1 + draws), float(found[1:].quantile(0.95)))
+    return TwoSample(float(found[0]), (1 + extreme) / (1 + draws), float(found[1:].quantile(0.95)))
 
 
 def sliced_w2(x: Tensor, y: Tensor, slices: int = 128, seed: int = 0) -> float:
