@@ -1,6 +1,6 @@
 """What a user waits for: the command line from a cold start, each command in a process of its own.
 
-    python bench/cold.py [--data mnist.npz] [--repeats 3] [--json]
+    python bench/cold.py [--data mnist.npz | --quick] [--repeats 3] [--json]
 
     ebb --help                                          bar  0.3 s    the median of some runs
     ebb sample digits -n 16                             bar  6 s      the median of some runs
@@ -57,7 +57,9 @@ def main() -> int:
     parser = figures.parser(__doc__)
     parser.add_argument("--data", type=Path, default=BESIDE if BESIDE.exists() else None)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="leave out the data set")
     given = parser.parse_args()
+    given.data = None if given.quick else given.data
     with tempfile.TemporaryDirectory() as folder:
         digits = [["sample", "digits", "-n", "16", "-o", f"{folder}/{k}.png"] for k in range(given.repeats)]
         found = [
@@ -72,7 +74,7 @@ def main() -> int:
             if held == held:
                 found.append(figures.Figure("  its memory", held, 2, "GB"))
     status = figures.report(f"From a cold start ({figures.versions()})", found, given.json)
-    if given.data is None:
+    if given.data is None and not given.quick:
         print("no data set: give --data mnist.npz to measure `ebb sample --data`")
     return status
 

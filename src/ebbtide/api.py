@@ -35,7 +35,7 @@ def load(
     """A model from nearly anything.
 
     source   the name of a shipped model ("digits"); a folder that `ebb train` left; a folder or .npz of pictures, for
-             the closed-form denoisers of your own data (`denoiser="local"`, "empirical" or "wiener"); a `Denoiser`; or
+             the closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or
              a torch module or callable `f(x, clock, **cond)` together with
     process  the process that it was trained on, "flow" or {"name": "vp-linear", "beta_max": 12}, say, and
     like     one element of its data, zeros of the right shape and dtype.

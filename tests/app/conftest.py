@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-import ebbtide as ebb
 from ebbtide import zoo
 from ebbtide.app.cli import app
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.state import Pred
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.model import Model
+from ebbtide.process.flow import Flow
 
 SIDE = 8
 
@@ -38,7 +38,7 @@ class Toy(Denoiser):
     calls: int = 0
 
     def __post_init__(self) -> None:
-        self.process = ebb.process("flow")
+        self.process = Flow()
         y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
         means = torch.stack([x, y, (2 * (x**2 + y**2) - 1).clamp(-1, 1)])[:, None]
         self.law = GaussianMixture(self.process, [1.0, 1.0, 1.0], means, 0.02, labels=[0, 1, 2])
@@ -56,11 +56,11 @@ class Toy(Denoiser):
         return Pred(mean=torch.where(bad[:, None, None, None], torch.nan, pred.mean))
 
 
-@pytest.fixture()
+@pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Toy:
     """The denoiser of the model `toy`; `points` is a model that makes no pictures. The test runs in an empty folder."""
     denoiser = Toy()
-    points = GaussianMixture(ebb.process("flow"), [1.0], [[0.0, 0.0]], 1.0)
+    points = GaussianMixture(Flow(), [1.0], [[0.0, 0.0]], 1.0)
     models = {
         "toy": Model("toy", denoiser, torch.zeros(1, SIDE, SIDE), labels=3, medium="image", digest="d1"),
         "points": Model("points", points, torch.zeros(2)),
@@ -80,7 +80,7 @@ class Ran:
         self.err: str = result.stderr
 
 
-@pytest.fixture()
+@pytest.fixture
 def run() -> Callable[..., Ran]:
     """Run a command line; by default it must succeed. An exception that is no exit is raised as it is."""
 

@@ -53,7 +53,7 @@ def test_take_commutes_with_step(case: worlds.Case):
     gone = worlds.finish(world.loop, state.take(some))
     world.same(gone, ended.take(some), "the others left")
     back = state.put(some, state.take(some))
-    world.same(back, state, f"put after take")
+    world.same(back, state, "put after take")
 
 
 @worlds.inhabited("take", forms=False)

@@ -41,7 +41,7 @@ def test_the_second_run_equals_the_first_and_leaves_no_trace(case: worlds.Case):
     first = worlds.finish(world.loop, world.begin())
     world.same(worlds.finish(world.loop, world.begin()), first, "the second run")
     fresh = world.fresh()
-    world.same(worlds.finish(fresh, world.begin(loop=fresh)), first, f"bound anew")
+    world.same(worlds.finish(fresh, world.begin(loop=fresh)), first, "bound anew")
     assert outside(world) == before, world.name
 
 
@@ -98,4 +98,4 @@ def test_the_callers_modes_are_seen_through(entry: Entry):
     finally:
         torch.set_default_dtype(default)
     if world.exact:
-        world.same(plain, other, f"the default dtype changes the samples")
+        world.same(plain, other, "the default dtype changes the samples")

@@ -64,10 +64,11 @@ def title(entry: Entry) -> str:
 def each(contract: str, *slots: str) -> pytest.MarkDecorator:
     """Parametrise over the parts of some slots (all by default); one that declares an exemption is skipped visibly."""
     found = [e for e in parts() if not slots or e.slot in slots]
-    return pytest.mark.parametrize("entry", [_param(contract, e, e, title(e)) for e in found])
+    return pytest.mark.parametrize("entry", [marked(contract, e, e, title(e)) for e in found])
 
 
-def _param(contract: str, entry: Entry, value: Any, id: str) -> Any:
+def marked(contract: str, entry: Entry, value: Any, id: str) -> Any:
+    """One parameter of a test, skipped visibly where the part declares an exemption."""
     reason = entry.exempt.get(contract)
     marks = [pytest.mark.skip(reason=f"exempt: {reason}")] if reason else []
     return pytest.param(value, id=id, marks=marks)
@@ -210,13 +211,12 @@ class Bell(Denoiser):
         ]
         return torch.stack(terms).sum(0)
 
-    def flow(self, x: Tensor, t: Tensor, s: Tensor, cond: Mapping[str, Tree]) -> Tensor:
-        """Where the probability flow carries x from t to s: in one dimension it keeps quantiles, whatever the process."""
-        p = self.cdf(x, t, cond)
-        low, high = torch.full_like(x, -60.0), torch.full_like(x, 60.0)
-        for _ in range(90):
+    def quantile(self, p: Tensor, t: Tensor, cond: Mapping[str, Tree]) -> Tensor:
+        """Where x_t lies at its p-th quantile: in one dimension the probability flow keeps p, whatever the process."""
+        low, high = torch.full_like(p, -60.0), torch.full_like(p, 60.0)
+        for _ in range(64):
             mid = (low + high) / 2
-            below = self.cdf(mid, s, cond) < p
+            below = self.cdf(mid, t, cond) < p
             low, high = torch.where(below, mid, low), torch.where(below, high, mid)
         return (low + high) / 2
 
@@ -399,6 +399,10 @@ class World:
         seeds = [self.seeds[r] for r in rows]
         state = (loop or self.loop).begin(tree_map(pick, self.like), tree_map(pick, self.cond), seeds, self.units)
         return replace(state, group=torch.tensor([self.groups[r] for r in rows]))
+
+    def run(self) -> State:
+        """The end of a run from the start."""
+        return finish(self.loop, self.begin())
 
     def after(self, count: int, rows: list[int] | None = None) -> State:
         """The state after some steps, or at the end where that comes first."""
@@ -644,4 +648,4 @@ def cases(entry: Entry, *, forms: bool = True) -> list[Case]:
 def inhabited(contract: str, *slots: str, forms: bool = True) -> pytest.MarkDecorator:
     """Parametrise over the worlds of the parts of some slots, all by default."""
     found = [c for e in parts() if not slots or e.slot in slots for c in cases(e, forms=forms)]
-    return pytest.mark.parametrize("case", [_param(contract, c.entry, c, c.id) for c in found])
+    return pytest.mark.parametrize("case", [marked(contract, c.entry, c, c.id) for c in found])

@@ -138,6 +138,7 @@ def test_conditions_reach_the_denoiser():
     g = GaussianMixture(VP, [1.0, 1.0], normal(2, 4, seed=1), 0.3, labels=[0, 1])
     x, t = noised(g, 0.3, 4)
     cond = {"label": torch.tensor([0, 1, 0, 1])}
+    assert torch.allclose(gauge.score_of(g, t, cond)(x), g.score(x, t, cond))
     turned = gauge.transform(g, skew(4, 7))
     assert gauge.report(turned, x, t, g, cond=cond).residual == pytest.approx(0, abs=1e-10)
     assert turned.null("label", cond["label"]).tolist() == [-1] * 4

@@ -1,4 +1,4 @@
-"""Theory systems: each planted fault alone, every process under the pointwise laws, and what the records say of their papers."""
+"""Theory systems: a fault beside the card's own, every process under the pointwise laws, and a remark of a record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ebbtide.process.gaussian import VPCosine, VPLinear
 from ebbtide.systems import Bench
 from ebbtide.systems.theory import gauge_freedom, principles
 
-GAUSSIAN = [e.name for e in registry.entries("process") if "gaussian" in e.cls.gives | e.gives]
+GAUSSIAN = [e.name for e in registry.entries("process") if issubclass(e.cls, Affine) and "gaussian" in e.cls.gives]
 
 
 class WrongAlpha(Flow):

@@ -70,12 +70,18 @@ def names(path: Path, seeds: Sequence[int], medium: str = "image") -> list[Path]
 
 
 def check(
-    path: Path, seeds: Sequence[int], overwrite: bool = False, frames: bool = False, model: Model | None = None
+    path: Path,
+    seeds: Sequence[int],
+    overwrite: bool = False,
+    frames: bool = False,
+    model: Model | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """See before the work that everything can be written. Makes the folders that are missing.
 
     Raises EbbError for an unknown suffix, a form that samples of `model` do not have, a place where nothing can be
-    written, and, unless `overwrite`, for files that exist and for an unfinished run.
+    written, and, unless `overwrite`, for files that exist (a plan file that says the same is no harm) and for an
+    unfinished run.
     """
     kind = kind_of(path)
     folder = kind == "folder"
@@ -88,12 +94,22 @@ def check(
                 f"{said(unfinished)} holds an unfinished run: go on with `ebb resume {said(unfinished)}`, "
                 "or start afresh with --overwrite."
             )
-        wanted = [beside(path, ".plan.yaml"), *([beside(path, ".gif")] if frames else [])]
-        wanted = [*names(path, seeds), *names(path, seeds, "text"), *wanted] if folder else [path, *wanted]
+        own = beside(path, ".plan.yaml")
+        wanted = [*names(path, seeds), *names(path, seeds, "text")] if folder else [path]
+        wanted += [beside(path, ".gif")] if frames else []
+        wanted += [] if plan is None or _says(own, plan) else [own]
         for file in wanted:
             if file.exists():
                 raise EbbError(f"{said(file)} exists and is kept: give another output, or --overwrite.")
     writable(path if folder else path.parent)
+
+
+def _says(file: Path, plan: Plan) -> bool:
+    """Whether the file is this plan already."""
+    try:
+        return file.read_text(encoding="utf-8") == plan.to_yaml()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _fits(kind: str, model: Model, frames: bool) -> None:
@@ -112,7 +128,7 @@ def write(samples: Samples, path: Path, overwrite: bool = False, frames: bool = 
 
     Raises EbbError as `check` does, and where the samples have no such form.
     """
-    check(path, samples.seeds, overwrite, frames, samples.model)
+    check(path, samples.seeds, overwrite, frames, samples.model, samples.plan)
     kind = kind_of(path)
     if kind == "folder":
         files = write_each(samples, path, range(len(samples)))

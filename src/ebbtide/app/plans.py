@@ -15,7 +15,7 @@ app = typer.Typer(
 SHOW = describe(
     "Print a plan: what each slot holds, and what was run.",
     ("ebb plan show sevens.plan.yaml", "a plan file"),
-    ("ebb plan show sevens.png", "the plan inside a picture"),
+    ("ebb plan show sevens.png > sevens.yaml", "the plan inside a picture, taken out"),
 )
 
 CHECK = describe(
@@ -42,17 +42,14 @@ def show(file: File) -> None:
 
     data = read_plan(file).to_dict()
     run = data.pop("run", None)
+    text = dump(data) + ("" if run is None else "\n" + dump({"run": run}))
     console = Console(highlight=False)
-
-    def part(title: str, held: Any) -> None:
-        console.print(f"{title}:", style="bold")
-        console.print(Syntax(dump(held).rstrip(), "yaml", background_color="default", word_wrap=True))
-
-    part("plan", data)
-    if run is None:
-        console.print("it says nothing of a run: name a model to sample with it", style="dim")
+    if console.is_terminal:
+        console.print(Syntax(text.rstrip(), "yaml", background_color="default", word_wrap=True))
     else:
-        part("run", run)
+        typer.echo(text, nl=False)
+    if run is None:
+        typer.secho("note: this plan says nothing of a run; name a model to sample with it", err=True)
 
 
 @app.command(help=CHECK)

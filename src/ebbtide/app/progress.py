@@ -55,6 +55,11 @@ class Pace:
         return None if new <= 0 else (time.perf_counter() - self.began) * (1 - self.done) / new
 
 
+def speed(rate: float) -> str:
+    """0.52/s, 41.3/s, 1536/s."""
+    return f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
+
+
 def clock(seconds: float | None) -> str:
     """0:07, 12:34, 1:02:03."""
     if seconds is None:

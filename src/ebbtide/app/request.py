@@ -62,6 +62,13 @@ class Request:
         names = ("model", "plan", "cond", "n", "seed", "batch", "device", "dtype")
         return {k: getattr(self, k) for k in names}
 
+    @property
+    def recorded(self) -> Plan:
+        """The plan as it is written beside the samples."""
+        from ebbtide import api
+
+        return api.record(self.model, self.plan, self.cond, self.n, self.seed, self.batch, self.dtype)
+
 
 # -------------------------------------------------------------------- the plan
 
@@ -177,22 +184,28 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return found
 
 
-def model_of(o: Options, run: dict[str, Any]) -> Model:
-    """The model that was named, or that the plan names. Raises EbbError where neither does."""
+def model_of(o: Options, run: dict[str, Any], device: torch.device | None = None) -> Model:
+    """The model that was named, or that the plan names, a network on `device`. Raises EbbError where neither does."""
     from ebbtide import api, zoo
 
-    source = o.data or o.source or run.get("data") or run.get("model")
     if o.data is not None and o.source is not None:
         raise EbbError(f"two models are named, {o.source} and --data {o.data}: leave one out.")
-    if source is None:
+    named = o.data or o.source or run.get("data") or run.get("model")
+    if named is None:
         raise EbbError("name a model, as in `ebb sample digits`, or give --data, or a --plan that says what was run.")
     said: dict[str, Any] = {"denoiser": o.denoiser, "size": o.size}
-    if source == run.get("data"):
+    if named == run.get("data"):
         said = {k: run.get(k) if v is None else v for k, v in said.items()}
     said = {k: v for k, v in said.items() if v is not None}
-    if said and source in zoo.names():
-        raise EbbError(f"{source} is a network: --{next(iter(said))} is for --data.")
-    return api.load(source, **said)
+    pictures = named in (o.data, run.get("data"))  # a path then, even where a model has the same name
+    if pictures and not Path(named).exists():
+        raise EbbError(f"there is no {named}: --data takes a folder of pictures or an .npz file.")
+    if said and not pictures and named in zoo.names():
+        raise EbbError(f"{named} is a network: --{next(iter(said))} is for --data.")
+    network = not pictures and (named in zoo.names() or (Path(named) / "recipe.json").exists())
+    if network and device is not None:
+        said["device"] = device  # closed forms follow the state by themselves
+    return api.load(Path(named) if pictures else named, **said)
 
 
 def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any, str]:
@@ -228,7 +241,7 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     if batch is not None and batch < 1:
         raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
-    model = model_of(o, run)
+    model = model_of(o, run, device)
     notes = []
     if run.get("digest", model.digest) != model.digest and run.get("model") == model.name:
         notes.append(f"{model.name} is not what the plan was run with: its weights differ, so will the samples")

@@ -133,7 +133,7 @@ def sample(
     from ebbtide.denoise.model import seeds_of
 
     path = _default(request) if path is None else path
-    output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model)
+    output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
     manner = Manner(frames, preview, quiet, json)
     _tell_notes(request, quiet)
     _report(carry_out(request, path, manner), request, manner.quiet, json)
@@ -178,6 +178,7 @@ def _tell_notes(request: Request, quiet: bool) -> None:
 def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
+    from ebbtide.app.progress import speed
 
     failed = done.samples.failed if done.samples is not None else []
     names = [said(f) for f in done.files]
@@ -198,7 +199,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     elif done.samples is not None and not quiet:
         shown = ", ".join(names) if len(names) <= 3 else f"{len(names)} files in {said(done.files[0].parent)}"
         typer.secho(
-            f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({done.rate:.3g}/s): {shown}",
+            f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({speed(done.rate)}): {shown}",
             err=True,
         )
     if done.samples is None:

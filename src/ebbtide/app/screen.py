@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.app.preview import picture
-from ebbtide.app.progress import Pace, bar, clock
+from ebbtide.app.progress import Pace, bar, clock, speed
 from ebbtide.core.state import Step, Tree
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Screen:
             total=1.0,
             completed=pace.done,
             calls=f"{pace.calls}/{pace.total} calls",
-            rate=f"{pace.rate:.3g}/s" if pace.rate < 100 else f"{pace.rate:.0f}/s",
+            rate=speed(pace.rate),
             left=f"{clock(pace.left)} left",
         )
         if self.preview:

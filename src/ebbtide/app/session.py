@@ -92,9 +92,8 @@ class Keeper:
     def save(self) -> None:
         """Save the journal."""
         r = self.request
-        plan = api.record(r.model, r.plan, r.cond, r.n, r.seed, r.batch, r.dtype)
         device = None if r.device is None else str(r.device)
-        about = {"plan": plan.to_dict(), "output": self.path.name, "frames": self.frames, "device": device}
+        about = {"plan": r.recorded.to_dict(), "output": self.path.name, "frames": self.frames, "device": device}
         self.journal.save(self.state, about)
         self.saved = time.monotonic()
 
@@ -123,6 +122,7 @@ class Keeper:
 def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | None = None) -> Outcome:
     """Draw the samples and write them. The output must have been checked. Raises EbbError as `ebb.sample` does."""
     journal = journal or Journal()
+    calls, seconds = journal.calls, journal.seconds
     model = request.model
     if manner.preview and model.medium != "image":
         raise EbbError(f"a preview shows pictures, and {model.name} makes none; leave --preview out.")
@@ -144,11 +144,13 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
             samples = api.sample(**request.asked, trace=trace, watch=watch, journal=journal)
         except KeyboardInterrupt:
             state = keeper.stopped()
-            return Outcome(keeper.written, None, journal.calls, journal.seconds, pace.rate, state=state, code=stop.code)
+            rate = (journal.calls - calls) / max(1e-9, journal.seconds - seconds)
+            return Outcome(keeper.written, None, journal.calls, journal.seconds, rate, state=state, code=stop.code)
         files = keeper.finish(samples)
     if screen.on and manner.preview:
         screen.console.print(screen.picture(samples.x))
-    return Outcome(files, samples, samples.calls, samples.seconds, pace.rate, code=1 if samples.failed else 0)
+    rate = (samples.calls - calls) / max(1e-9, samples.seconds - seconds)
+    return Outcome(files, samples, samples.calls, samples.seconds, rate, code=1 if samples.failed else 0)
 
 
 def reopen(file: Path) -> tuple[Request, Path, Manner, Journal]:

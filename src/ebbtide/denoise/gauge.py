@@ -11,7 +11,7 @@ of dimensions of the data off the Jacobian of its score, which does need the con
 
 Shapes   x (R, *event), D numbers an element, t (R,)
 Paper    Horvat, Pfister 2024, "On gauge freedom, conservativity and intrinsic dimensionality estimation in diffusion
-         models" (arXiv 2402.03845), sections 3 and 4; dimension: Stanczuk et al. 2022 (2212.12611), section 4
+         models" (arXiv 2402.03845); dimension from scores: Stanczuk et al. 2022 (2212.12611)
 Differs  singular values count as large from 1/2 on, halfway between the two limits; that paper looks for the largest gap
 """
 

@@ -160,7 +160,7 @@ class LogSNR(FixedGrid):
 class Explicit(FixedGrid):
     """The times given, or the noise levels sigma = c / a given (where 0 is the data)."""
 
-    examples = ({"times": [0.9, 0.6, 0.3, 0.0]},)
+    examples = ({"times": [0.9, 0.6, 0.3, 0.0]}, {"sigmas": [20.0, 2.0, 0.3, 0.0]})
     times: list[float] | None = None
     sigmas: list[float] | None = None
 

@@ -13,8 +13,8 @@ Everything is float64. Draws are keyed: the same seed gives the same directions,
 Shapes   samples (N, ...) and (M, ...), flattened to rows (N, D); distances are floats in the units of the rows, squared
          for the Frechet distance, as the field reports it
 Source   Heusel et al. 2017 (arXiv 1706.08500), eq. 6; Dowson, Landau 1982, "The Frechet distance between multivariate
-         normal distributions"; Szekely, Rizzo 2013, "Energy statistics", eq. 1 and section 6; Bonneel et al. 2015,
-         "Sliced and Radon Wasserstein barycenters", section 2; Efron, Tibshirani 1993, "An introduction to the bootstrap"
+         normal distributions"; Szekely, Rizzo 2013, "Energy statistics"; Bonneel et al. 2015,
+         "Sliced and Radon Wasserstein barycenters"; Efron, Tibshirani 1993, "An introduction to the bootstrap"
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class VPCosine(VP):
 
     def log_a(self, t: Tensor) -> Tensor:
         angle = lambda t: math.pi / 2 * (t + self.offset) / (1 + self.offset)  # noqa: E731
-        return angle(t).cos().clamp_min(1e-12).log() - math.log(math.cos(angle(0.0)))
+        return angle(t).cos().clamp_min(1e-300).log() - math.log(math.cos(angle(0.0)))
 
 
 class VE(Affine):

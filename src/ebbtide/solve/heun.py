@@ -27,7 +27,7 @@ from ebbtide.core.state import Memory, Move, Pred, State
 from ebbtide.core.time import combine, exp, nil, pick, unit_mean
 from ebbtide.process.affine import Affine
 
-_SINGULAR = -60.0
+_SINGULAR = -10.0
 
 
 @part("solve", "heun", paper="2206.00364", needs={"affine"}, gives={"err"}, off={"correct": False}, baseline="euler")

@@ -9,7 +9,7 @@ along it, so its large singular values count the dimensions that the data lacks;
 hides them, until the symmetric part is taken.
 
 Paper    Horvat, Pfister 2024, "On gauge freedom, conservativity and intrinsic dimensionality estimation in diffusion
-         models" (arXiv 2402.03845), sections 3 to 5
+         models" (arXiv 2402.03845)
 Card     four Gaussians in R^4, |C| = 1 in two planes; a Gaussian on a plane in R^10. The control has a symmetric matrix of
          the same spectral and Frobenius norm in place of C
 Differs  Strong means |C| = spread^2 / c^2, about 500 at t = 0.01, and a plane along the data: C s has the rank of s, so no
