@@ -2,7 +2,7 @@
 # installed, so a second run starts at once; they are as old as the files that say what to install.
 #
 #     make demo       64 digits from the shipped model: a picture and its plan, in demo/
-#     make test       the whole suite                          make test ARGS="-k law -n 0"   some of it
+#     make test       the suite, but for slow cards            make test ARGS="-k law -n 0"   some of it
 #     make lint       ruff and mypy                            make docs                      the site, in site/
 #     make bench      the figures of bench/README.md           make catalogue                 the generated pages
 #     make clean      away with everything made, .venv too
@@ -44,9 +44,10 @@ demo/digits.png: $(VENV)/.base
 	@mkdir -p demo
 	$(VENV)/bin/ebb sample digits -n 64 --guidance 2 --steps 20 --seed 0 -o $@ --overwrite
 
-# Two workers of one thread each are faster on two cores than one of two, and round the same everywhere.
+# Two workers of one thread each are faster on two cores than one of two, and round the same everywhere. Cards that take
+# more than 20 s are run by `ebb check --all`, and here with ARGS="-m slow".
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -113,7 +113,7 @@ class Journal:
         shot = kept.get("frames", {})
         frames = [
             [tree_map(lambda v, k=k: v[k], shot[b]) for k in range(len(next(iter(leaves(shot[b]).values()))))]
-            for b in sorted(shot)
+            for b in sorted(shot, key=int)
         ]
         return Journal(
             batches=[kept["x"]] if "x" in kept else [],

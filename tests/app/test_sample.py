@@ -113,6 +113,8 @@ def test_arrays_are_the_samples_and_their_bytes_repeat(toy: Any, run: Callable[.
         assert yaml.safe_load(str(file["plan"]))["run"]["seed"] == [7, 1, 9]
     run("sample toy -n 1 --steps 4 --seed 1 --label 1 -o c.npz")
     assert np.array_equal(x_of("c.npz")[0], x_of("a.npz")[1])
+    run("sample --plan a.plan.yaml -n 2 -o d.npz")
+    assert np.load("d.npz")["seeds"].tolist() == [7, 1]
 
 
 @pytest.mark.parametrize("options", ["--frames -o way.png", "-o way.gif"])

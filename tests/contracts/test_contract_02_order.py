@@ -70,7 +70,7 @@ def slope(errors: list[float]) -> float:
     return math.log2(clear[-2] / clear[-1])
 
 
-LADDER = (24, 48, 96, 192)
+LADDER = (20, 40, 80)
 
 
 @pytest.mark.parametrize("case", list(cases(stochastic=False)))

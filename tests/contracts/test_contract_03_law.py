@@ -17,7 +17,7 @@ from ebbtide.core.key import Noise, keys
 from ebbtide.core.state import Pred, Tree, leaves, tree_map
 from torch import Tensor
 
-N = 12000
+N = 6000
 CLASSES = 6  # the largest vocabulary that `variants` makes, and its mask
 SIGMAS = 4.5  # of a test statistic: seeds are fixed, so a test that passes does so for ever
 PAIRS = ((0.9, 0.4), (1.0, 0.5), (0.6, 0.0), (1.0, 0.0), (0.2, 0.7), (0.0, 0.5), (0.5, 1.0))

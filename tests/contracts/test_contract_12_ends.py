@@ -24,16 +24,16 @@ def finite(name: str, state: State, pred: Any = None) -> None:
 
 
 def grids(length: int | None) -> list[dict[str, Any]]:
-    """A spec of every grid, `length` steps long where it can be (None: as its first example has it)."""
+    """A spec of every grid that can be `length` steps long, or (None) of those that have no such choice."""
     out = []
     for entry in worlds.parts("grid"):
         spec = worlds.examples(entry)[0]
         if "steps" in entry.cls.__pydantic_fields__:
-            out.append({**spec, "steps": length or worlds.STEPS})
+            out += [] if length is None else [{**spec, "steps": length}]
         elif length is None:
             out.append(spec)
     if length is not None:
-        out.append({"name": "explicit", "times": [1.0, 0.4, 0.0][-length - 1 :] if length == 2 else [1.0, 0.0]})
+        out.append({"name": "explicit", "times": {1: [1.0, 0.0], 2: [1.0, 0.4, 0.0]}[length]})
     return out
 
 

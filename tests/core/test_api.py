@@ -65,6 +65,22 @@ def test_an_element_that_fails_fails_alone(batch, solve):
     assert not out.x[[1, 3]].isfinite().any()
 
 
+def test_the_step_of_a_failure_is_that_of_its_own_seed():
+    """Where it fails depends on the noise: each element alone fails at the step that the batches report."""
+
+    class Loud(Denoiser):
+        process = FLOW
+
+        def __call__(self, x, t, cond):
+            return Pred(mean=torch.where((t < x[:, :1].abs().amax(1))[:, None], torch.nan, x))
+
+    model = ebb.load(Loud(), like=LIKE)
+    failed = ebb.sample(model, TEN, n=6, seed=3, batch=4).failed
+    alone = [ebb.sample(model, TEN, n=1, seed=3 + j).failed for j in range(6)]
+    assert failed == [f._replace(place=j) for j, found in enumerate(alone) for f in found]
+    assert len({f.step for f in failed}) > 2
+
+
 def test_a_run_whose_every_element_failed_ends_early_and_says_so():
     out = ebb.sample(bad(), ebb.Plan(grid={"name": "linear", "steps": 100}), cond={"at": 2.0}, n=3, seed=[7, 8, 9])
     assert [tuple(f) for f in out.failed] == [(0, 7, 1), (1, 8, 1), (2, 9, 1)]

@@ -193,6 +193,16 @@ def test_rows_know_their_owners():
     assert torch.equal(second.t, state.t[some] / 2)
 
 
+def test_what_is_stored_for_some_is_theirs():
+    _, state = made([5, 6, 7])
+    rows = Rows((), (), state, {})
+    assert rows.get("0", "m") is None
+    rows.put("0", "m", torch.tensor([2, 0]), torch.tensor([[3.0], [1.0]]))
+    rows.put("0", "m", torch.tensor([0]), torch.tensor([[4.0]]))
+    assert rows.get("0", "m").tolist() == [[4], [0], [3]]
+    assert rows.get("1", "m") is None
+
+
 # ---------------------------------------------------------------- nothing is left
 
 

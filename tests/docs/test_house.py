@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shutil
@@ -177,16 +178,37 @@ assert not report.control.passed, report.control
 """
 
 
-def test_copies_of_the_skeletons_are_found_and_hold(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stranger's first hour: two files copied to where docs/adding.md says, nothing else changed."""
-    package = tmp_path / "ebbtide"
-    shutil.copytree(ROOT / "src" / "ebbtide", package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    root = tmp_path_factory.mktemp("clone")
+    leave = shutil.ignore_patterns("__pycache__", "weights")
+    shutil.copytree(ROOT / "src" / "ebbtide", root / "src" / "ebbtide", ignore=leave)
+    shutil.copytree(ROOT / "tests" / "contracts", root / "tests" / "contracts", ignore=leave)
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / name, root / name)
     copies = re.findall(
-        r"^ +cp (docs/skeletons/\S+) src/ebbtide/(\S+)$", (ROOT / "docs" / "adding.md").read_text(), re.M
+        r"^ +cp (docs/skeletons/\S+) (src/ebbtide/\S+)$", (ROOT / "docs" / "adding.md").read_text(), re.M
     )
     assert len(copies) == 2
     for skeleton, place in copies:
-        shutil.copy(ROOT / skeleton, package / place)
-    # `python -c` looks in the current folder first, and so finds the copy before any installed package.
-    done = subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, capture_output=True, text=True, check=False)
+        shutil.copy(ROOT / skeleton, root / place)
+    return root
+
+
+def in_clone(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A Python process that finds the package of the clone before any installed one."""
+    env = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+def test_copies_of_the_skeletons_are_found_and_hold(hour: Path) -> None:
+    done = in_clone(hour, "-c", STRANGER)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_copied_part_is_under_every_contract_by_its_registration_alone(hour: Path) -> None:
+    done = in_clone(hour, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", "my-clamp", "tests/contracts")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    files = set(re.findall(r"test_contract_(\d\d)_\w+\.py::\S*my-clamp\S* PASSED", done.stdout))
+    assert {"01", "05", "06", "09", "10", "11", "12"} <= files, f"contracts {sorted(files)} ran"

@@ -134,7 +134,7 @@ def sample(
 
     path = _default(request) if path is None else path
     output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
-    manner = Manner(frames, preview, quiet, json)
+    manner = Manner(frames, preview, quiet)
     _tell_notes(request, quiet)
     _report(carry_out(request, path, manner), request, manner.quiet, json)
 

@@ -74,9 +74,5 @@ class Screen:
         return picture(x, self.console.width, max(4, self.console.height - 3), self.medium)
 
     def stopping(self) -> None:
-        """Say that the end was asked for."""
+        """Say that the end was asked for, which comes after this step."""
         self.bar.update(self.task, description="stopping")
-
-    def say(self, text: str, style: str = "") -> None:
-        """A line of text."""
-        self.console.print(text, style=style, markup=False)

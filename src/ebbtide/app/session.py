@@ -38,7 +38,6 @@ class Manner:
     frames: bool = False
     preview: bool = False
     quiet: bool = False
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,8 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
     pace = Pace(request.n, journal.finished, journal.calls, begun)
     keeper = Keeper(request, path, manner.frames, journal)
     trace = manner.frames or output.kind_of(path) == "frames"
-    with Stop() as stop, Screen(model.name, pace, manner.preview, manner.quiet, model.medium) as screen:
+    screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium)
+    with screen, Stop(screen.stopping) as stop:
 
         def watch(step: Step, places: list[int]) -> None:
             pace.add(step, places)

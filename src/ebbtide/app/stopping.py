@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -13,10 +14,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """While it is entered, a signal to end only sets `asked`; a second one raises KeyboardInterrupt where it falls.
 
+    tell   called at the first signal
     code   what the process should exit with, 128 + the signal: 130 after Ctrl-C, 143 after a plain `kill`
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
+        self.tell = tell
         self.asked = False
         self.code = 130
         self._before: dict[int, Any] = {}
@@ -35,6 +38,7 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked, self.code = True, 128 + number
+        self.tell()
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal came: called where everything is whole."""

@@ -63,7 +63,7 @@ def train(
     pictures: Any = load_pictures(data, size)
     chosen = recipes.fit(chosen, pictures)
     last: Progress | None = None
-    with Stop() as stop, Show(chosen, len(pictures), quiet) as show:
+    with Show(chosen, len(pictures), quiet) as show, Stop(show.stopping) as stop:
         going = run(chosen, pictures, folder, steps=steps, seed=seed, device=where or "cpu")
         for last in going:
             show.update(last)
@@ -146,6 +146,10 @@ class Show:
 
             self.live.update(Group(self.draw(p), self.bar))
             self.drawn = time.monotonic()
+
+    def stopping(self) -> None:
+        """Say that the end was asked for, which comes after this step."""
+        self.bar.update(self.task, description="stopping")
 
     def draw(self, p: Progress) -> Any:
         """Ten samples of the averaged network, one a class."""

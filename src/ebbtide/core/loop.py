@@ -238,7 +238,9 @@ class Loop:
         given = None if pred is None else pred.map(lambda v: v[rows.to(v.device)])
         after, calls = self._correct(part, given)
         if _shapes(after.x) != _shapes(part.x):
-            raise EbbError("a correction changed the shape of some elements of a batch; those that go on must share one.")
+            raise EbbError(
+                "a correction changed the shape of some elements of a batch; those that go on must share one."
+            )
         return state.put(rows, after), calls
 
     def _void(self, state: State, units: Tensor) -> State:

@@ -46,6 +46,14 @@ def _spec(slot: str, value: Any) -> dict[str, Any]:
     raise EbbError(f"{slot} must be the name of a part or a mapping with a 'name', not {value!r}.")
 
 
+def _specs(slot: str, value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, str | Mapping):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise EbbError(f"{slot} is a list of parts, not {value!r}.")
+    return [_spec(slot, v) for v in value]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How samples are made: one spec for each slot, a list of them for guide (outermost first), network and correct.
@@ -69,11 +77,11 @@ class Plan:
     def __post_init__(self) -> None:
         for slot in registry.SLOTS:
             value = getattr(self, slot)
-            if slot in MANY:
-                one = isinstance(value, str | Mapping)
-                plain: Any = [_spec(slot, v) for v in ([value] if one else value or ())]
-            else:
-                plain = None if value is None else _spec(slot, value)
+            if value is None and slot in ("start", "grid", "solve"):
+                raise EbbError(f"a plan needs a {slot}; known: {', '.join(registry.names(slot))}.")
+            made = _specs if slot in MANY else _spec
+            empty: Any = [] if slot in MANY else None
+            plain = empty if value is None else made(slot, value)
             object.__setattr__(self, slot, plain)
         object.__setattr__(self, "run", None if self.run is None else _plain(self.run))
         self.check()
@@ -160,8 +168,7 @@ class Plan:
             for need in sorted(entry.needs - given):
                 if own and need in OF_MODEL:
                     continue  # the model may give it: asked again when the plan meets one
-                givers = [f"{e.slot} {e.name!r}" for e in registry.entries() if need in e.gives]
-                mend = f"; it comes with {', '.join(givers)}" if givers else ""
+                mend = _givers(need)
                 raise EbbError(f"{slot} {entry.name!r} needs {need!r}, which nothing in this plan gives{mend}.")
             for clash in sorted(entry.refuses & given):
                 others = [f"{s} {q.entry.name!r}" for s, q in everything if clash in features(q) and q is not p]
@@ -185,6 +192,16 @@ class Plan:
     def replace(self, **changes: Any) -> Plan:
         """This plan with some slots changed."""
         return replace(self, **changes)
+
+
+def _givers(need: str) -> str:
+    """What would give a feature, as the end of a sentence; the first few of each slot."""
+    found: dict[str, list[str]] = {}
+    for entry in registry.entries():
+        if need in entry.features:
+            found.setdefault(entry.slot, []).append(entry.name)
+    told = [f"{slot} {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" for slot, names in found.items()]
+    return f"; it comes with {'; '.join(told)}" if told else ""
 
 
 def features(p: Part) -> frozenset[str]:

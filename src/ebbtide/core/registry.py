@@ -49,6 +49,12 @@ class Entry:
     exempt: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def features(self) -> frozenset[str]:
+        """What the part gives whatever its parameters, by its decorator and by its class."""
+        own: Any = getattr(self.cls, "gives", frozenset())
+        return self.gives | (own if isinstance(own, frozenset) else frozenset())
+
+    @property
     def sentence(self) -> str:
         """The first sentence of the part's file."""
         import sys

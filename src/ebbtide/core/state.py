@@ -152,7 +152,9 @@ class State:
         for name in ("x", "cond"):
             mine, theirs = ({k: v.shape[1:] for k, v in leaves(getattr(s, name)).items()} for s in (self, other))
             if mine != theirs:
-                raise EbbError(f"these states cannot be joined: {name} is {_kind(mine)} in one and {_kind(theirs)} in the other.")
+                raise EbbError(
+                    f"these states cannot be joined: {name} is {_kind(mine)} in one and {_kind(theirs)} in the other."
+                )
         write = _rows(torch.arange(n, n + m), n + m)
 
         def join(b: Tensor | None, a: Tensor | None) -> Tensor:
@@ -219,7 +221,11 @@ class State:
 
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        save_file({k: v.contiguous() for k, v in self.flat().items()}, part, {"ebbtide": json.dumps(about or {})})
+        save_file(
+            {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.flat().items()},
+            part,
+            {"ebbtide": json.dumps(about or {})},
+        )
         os.replace(part, path)
 
     @staticmethod
@@ -236,7 +242,9 @@ class State:
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise EbbError(f"{path} cannot be read as a saved state: {error}.") from error
-        if about is None or "key" not in tensors:
+        except json.JSONDecodeError:
+            about = None
+        if about is None or not {"x", "t", "i", "key", "group"} <= {k.split(".")[0] for k in tensors}:
             raise EbbError(f"{path} is a safetensors file, but no saved ebbtide state.")
         return State.unflat(tensors), about
 
