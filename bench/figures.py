@@ -63,19 +63,20 @@ def versions() -> str:
     )
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(runs: Mapping[str, Callable[[], object]], turns: int, each: int = 5) -> dict[str, float]:
     """Median seconds of each run, of processor time, which on one thread is wall time less what other programs took.
 
-    All take turns, so a machine that slows down slows all of them.
+    All take turns, so a machine that slows down slows all of them; in its turn each runs a few times, as a program does.
     """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
-    for _ in range(repeats):
+    for _ in range(turns):
         for name, run in runs.items():
-            began = time.process_time()
-            run()
-            taken[name].append(time.process_time() - began)
+            for _ in range(each):
+                began = time.process_time()
+                run()
+                taken[name].append(time.process_time() - began)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 

@@ -1,6 +1,6 @@
 """What one step costs beside the network: ebbtide against the schedulers of diffusers, on a network that costs nothing.
 
-    python bench/overhead.py [--repeats 40] [--json]
+    python bench/overhead.py [--turns 15] [--json]
 
 The network multiplies its input by 0.1. Both sides run the same 20 steps of the same variance-preserving diffusion, each
 from its first step to its last, in turn, on one thread; the figure is median time a step over median time a step.
@@ -100,7 +100,7 @@ def theirs(name: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
     return run
 
 
-def measure(repeats: int, predicts: str) -> list[figures.Figure]:
+def measure(turns: int, predicts: str) -> list[figures.Figure]:
     """All ratios; every run of one shape takes turns with all others of it."""
     out = []
     for place, shape in enumerate(SHAPES):
@@ -108,7 +108,7 @@ def measure(repeats: int, predicts: str) -> list[figures.Figure]:
         for solve, (other, _) in PAIRS.items():
             runs[solve] = ours(solve, shape, predicts)
             runs[other] = theirs(other, shape)
-        taken = figures.interleaved(runs, repeats)
+        taken = figures.interleaved(runs, turns)
         for solve, (other, bars) in PAIRS.items():
             mine, yours = (1e6 * taken[k] / STEPS for k in (solve, other))
             title = f"{solve} / {other}, {'x'.join(map(str, shape))}"
@@ -119,12 +119,12 @@ def measure(repeats: int, predicts: str) -> list[figures.Figure]:
 def main() -> int:
     """The command line."""
     parser = figures.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--predicts", choices=("x0", "eps"), default="x0", help="what our network answers")
     given = parser.parse_args()
     torch.set_num_threads(1)
     title = f"One step beside the network ({figures.versions()})"
-    return figures.report(title, measure(given.repeats, given.predicts), given.json)
+    return figures.report(title, measure(given.turns, given.predicts), given.json)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Plan:
         """The plan as YAML."""
         import yaml
 
-        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as YAML (JSON where the name ends so); the file appears whole or not at all."""

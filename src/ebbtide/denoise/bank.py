@@ -97,9 +97,10 @@ class Average:
         # log sum exp without a second pass of exponentials: the largest weight is exp(largest - it)
         log, mean = logits.amax(-1) - p.amax(-1).log(), torch.cat([p @ v.T for v in values], 1)
         if self.mean.ndim:
-            total = torch.logaddexp(self.log, log)
-            mean = self.mean * (self.log - total).exp()[:, None] + mean * (log - total).exp()[:, None]
-            log = total
+            # a softmax over both, as logaddexp rounds an entry by where it stands in the row
+            both = torch.stack([self.log, log], 1)
+            old, new = both.softmax(1).split(1, 1)
+            log, mean = both.logsumexp(1), old * self.mean + new * mean
         self.log, self.mean = log, mean
 
 
