@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ebbtide.core.key import Noise, keys
-from ebbtide.zoo import folder
+import ebbtide as ebb
+from ebbtide.measure.metrics import nearest_distance
 from ebbtide.zoo.data import load_pictures
-from ebbtide.zoo.reference import nearest
 
 
 def classifier(path: Path) -> nn.Module:
@@ -49,28 +47,17 @@ def read(net: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([net(((p + 1) / 2 - 0.1307) / 0.3081).argmax(-1) for p in x.split(500)])
 
 
-def sample(model: nn.Module, labels: Tensor, scale: float, steps: int) -> Tensor:
-    """Euler steps of dx/dt = u_null + scale (u_cond - u_null) from t = 1 to 0."""
-    x = Noise(keys(range(len(labels))), torch.zeros(len(labels), dtype=torch.int64)).normal(
-        torch.empty(len(labels), 1, 28, 28)
-    )
-    null = torch.full_like(labels, 10)
-    with torch.inference_mode():
-        for k in range(steps, 0, -1):
-            t = torch.full((2 * len(x),), 1000 * k / steps)
-            u, u0 = model(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample.chunk(2)
-            x = x - (u0 + scale * (u - u0)) / steps
-    return x.clamp(-1, 1)
-
-
-def measure(model: nn.Module, data: Path, clf: Path, scale: float, steps: int, n: int) -> dict[str, Any]:
+def measure(model: ebb.Model, data: Path, clf: Path, scale: float, steps: int, n: int) -> dict[str, Any]:
     """Both figures, and seconds."""
     labels = torch.arange(n) % 10
-    began = time.perf_counter()
-    x = sample(model, labels, scale, steps)
-    seconds = time.perf_counter() - began
+    plan = ebb.Plan(grid={"name": "linear", "steps": steps}, guide={"name": "cfg", "scale": scale})
+    out = ebb.sample(model, plan, cond=labels, n=n, batch=250)
+    x = out.x.clamp(-1, 1)
     train = load_pictures(data).x
-    mine, theirs = nearest(x, train).median(), nearest(load_pictures(data, split="test").x[:2000], train).median()
+    mine, theirs = (
+        nearest_distance(x, train).median(),
+        nearest_distance(load_pictures(data, split="test").x[:2000], train).median(),
+    )
     right = read(classifier(clf), x) == labels
     return {
         "scale": scale,
@@ -78,7 +65,7 @@ def measure(model: nn.Module, data: Path, clf: Path, scale: float, steps: int, n
         "samples": n,
         "asked": round(float(right.double().mean()), 4),
         "distance": round(float(mine / theirs), 4),
-        "seconds": round(seconds, 1),
+        "seconds": round(out.seconds, 1),
     }
 
 
@@ -92,12 +79,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("-n", type=int, default=500)
     given = parser.parse_args()
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-
     torch.set_num_threads(1)
-    model = (
-        DiTTransformer2DModel.from_pretrained(given.model or folder("digits"), low_cpu_mem_usage=False).float().eval()
-    )
+    model = ebb.load(given.model or "digits")
     for scale in given.scale:
         print(json.dumps(measure(model, given.data, given.classifier, scale, given.steps, given.n)), flush=True)
 

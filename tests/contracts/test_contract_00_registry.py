@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import worlds
+
 from ebbtide.core import registry
 from ebbtide.core.registry import Entry
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import worlds
+
 from ebbtide.core.registry import Entry
 from ebbtide.core.state import State, Step, leaves
 

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 import worlds
+from torch import Tensor
+
 from ebbtide.core import key, registry
 from ebbtide.core.loop import Loop
 from ebbtide.core.state import State
 from ebbtide.denoise.model import Model
-from torch import Tensor
 
 KINDS = ("vp", "flow", "bridge")
 FIRST, LAST, WARM = 0.8, 0.3, 5

@@ -7,15 +7,17 @@ At eta = 1 the pair (x_s, x_t) has the law of the forward chain, where the proce
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import worlds
+from torch import Tensor
+
 from ebbtide.core import registry
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.state import Pred, Tree, leaves, tree_map
-from torch import Tensor
 
 N = 6000
 CLASSES = 6  # the largest vocabulary that `variants` makes, and its mask
@@ -52,7 +54,9 @@ def truth(process: Any, x0: Tree) -> Pred:
     """The prediction of one who knows the data."""
     if "joint" in process.gives:
         preds = {k: truth(p, x0[k]) for k, p in process.parts.items()}
-        return Pred(*({k: v for k, p in preds.items() if (v := getattr(p, f)) is not None} or None for f in Pred._fields))
+        return Pred(
+            *({k: v for k, p in preds.items() if (v := getattr(p, f)) is not None} or None for f in Pred._fields)
+        )
     if "discrete" in process.gives:
         return Pred(logits=torch.nn.functional.one_hot(x0, process.vocab).double().clamp_min(1e-300).log())
     return Pred(mean=x0)
@@ -177,7 +181,7 @@ def test_a_run_on_independent_tokens_ends_in_their_law(world: tuple[Any, dict[st
     entry, spec, kind = world
     made = worlds.make(entry, spec, kind)
     words = worlds.Words(made.model.process, 3, coupled=False)
-    model = worlds.replace(made.model, denoiser=words, like=torch.zeros(3, dtype=torch.int64))
+    model = replace(made.model, denoiser=words, like=torch.zeros(3, dtype=torch.int64))
     n = 8000
     cond = {"label": torch.arange(2).repeat(n // 2)}
     loop = model.loop(made.plan, cond)

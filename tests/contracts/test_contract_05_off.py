@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import worlds
+
 from ebbtide.core import registry
 from ebbtide.core.plan import MANY
 from ebbtide.core.registry import Entry
@@ -49,7 +51,7 @@ def switched(form: bool) -> Any:
         for c in worlds.cases(e)
         if c.spec == worlds.examples(e)[0] and (form or c.form == "element")
     ]
-    return worlds.pytest.mark.parametrize("case", [worlds.marked("off", c.entry, c, c.id) for c in found])
+    return pytest.mark.parametrize("case", [worlds.marked("off", c.entry, c, c.id) for c in found])
 
 
 @switched(form=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import worlds
+from torch import Tensor
+
 from ebbtide.core import registry
-from ebbtide.core.state import State
-from ebbtide.core.time import spread
+from ebbtide.core.loop import Ask
+from ebbtide.core.parts import Solver
+from ebbtide.core.state import Memory, Move, Pred, State, leaves
+from ebbtide.core.time import right, spread
+
 
 def alone(world: worlds.World) -> list[State]:
     """Every request run by itself to its end."""
@@ -65,7 +71,7 @@ def test_clones_diverge_when_there_is_chance_and_only_then(case: worlds.Case):
     assert len(state.key.reshape(5, -1)[:, 0].unique()) == 5, f"{world.name}: two live elements share a key"
     assert len(state.key.unique()) == state.key.numel(), f"{world.name}: two live units share a key"
     end = worlds.finish(world.loop, state)
-    x = torch.cat([v.flatten(1).double() for v in worlds.leaves(end.x).values()], 1)
+    x = torch.cat([v.flatten(1).double() for v in leaves(end.x).values()], 1)
     same = bool((x[0] == x[1]).all()) and bool((x[2] == x[3]).all()) and bool((x[3] == x[4]).all())
     if "stochastic" not in world.features:
         assert same, f"{world.name}: clones differ though nothing here is declared stochastic"
@@ -89,7 +95,27 @@ def test_a_run_goes_on_from_a_file(case: worlds.Case, tmp_path: Path):
 
 # ---------------------------------------------------------------- the same arithmetic for one time and for many
 
-TIMES = [1.0, 0.97, 0.911, 0.87, 0.83, 0.7713, 0.7, 0.66, 0.6071, 0.53, 0.47, 0.4, 0.37, 0.313, 0.23, 0.17, 0.09, 0.03, 0.0]
+TIMES = [
+    1.0,
+    0.97,
+    0.911,
+    0.87,
+    0.83,
+    0.7713,
+    0.7,
+    0.66,
+    0.6071,
+    0.53,
+    0.47,
+    0.4,
+    0.37,
+    0.313,
+    0.23,
+    0.17,
+    0.09,
+    0.03,
+    0.0,
+]
 
 
 def numbers() -> list[Any]:
@@ -118,7 +144,11 @@ def test_shared_times_and_times_of_its_own_are_the_same_bits(case: worlds.Case, 
 
 @pytest.mark.parametrize(
     "spec",
-    [worlds.marked("batch", e, s, f"{e.name}-{worlds.ident(s)}") for e in worlds.parts("process") for s in worlds.variants(e)],
+    [
+        worlds.marked("batch", e, s, f"{e.name}-{worlds.ident(s)}")
+        for e in worlds.parts("process")
+        for s in worlds.variants(e)
+    ],
 )
 def test_schedules_round_alike_alone_and_together(spec: dict[str, Any]):
     """Some of torch's functions round by the length of the tensor (pow, sigmoid, hypot): no schedule may use those."""
@@ -143,3 +173,24 @@ def test_schedules_round_alike_alone_and_together(spec: dict[str, Any]):
         other = torch.cat([f(t[:7]), f(t[7:])]).nan_to_num()
         assert torch.equal(together, alone), f"{name} rounds differently alone, by {(together - alone).abs().max():.2g}"
         assert torch.equal(together, other), f"{name} rounds differently in another length"
+
+
+class Forgetful(Solver):
+    """Moves as Euler does, remembers every second step only, and says in x how often it remembered."""
+
+    def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Any) -> tuple[Move, Pred]:
+        pred = ask(state.x, state.t)
+        known = memory["step"] if memory else torch.zeros_like(state.t)
+        x = process.move(state.x, pred, state.t, s, 0.0, ask.noise, state.cond) + right(known, state.x) / 8
+        odd = bool((state.i % 2 == 1).all())
+        return Move(x, {} if odd else {"step": state.t}), pred
+
+
+def test_memory_that_a_solver_lets_go_is_gone_whoever_else_is_there():
+    """An element alone, and the same among others that have arrived, forget alike."""
+    world = worlds.make(registry.find("solve", "euler"), {"name": "euler"})
+    loop = replace(world.loop, solve=Forgetful())
+    alone = worlds.finish(loop, world.begin([1]))
+    ahead = worlds.finish(loop, world.begin([0]))
+    pool = worlds.finish(loop, ahead.cat(world.begin([1])))
+    world.same(pool.take(torch.tensor([1])), alone, "beside one that has arrived")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import worlds
-from ebbtide.core.registry import Entry
 from torch import nn
+
+from ebbtide.core.registry import Entry
+from ebbtide.core.state import leaves
 
 
 def outside(world: worlds.World) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def outside(world: worlds.World) -> dict[str, Any]:
         "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training) for m in modules],
         "weights": [(id(p), p._version, p.grad is None) for m in modules for p in m.parameters(recurse=False)],
         "parts": [repr(p) for p in (loop.start, loop.grid, loop.solve, *loop.layers[:-1], *loop.correct, loop.steer)],
-        "like": [v.clone().tolist() for v in worlds.leaves({"x": world.like, "cond": world.cond}).values()],
+        "like": [v.clone().tolist() for v in leaves({"x": world.like, "cond": world.cond}).values()],
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import worlds
 import yaml
+
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import MANY, Plan

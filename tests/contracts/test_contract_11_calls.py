@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import worlds
+
+from ebbtide.core import registry
 from ebbtide.core.registry import Entry
 
 LONG = 12
@@ -37,7 +39,7 @@ def test_a_solver_calls_as_often_as_it_declares(case: worlds.Case):
     """At interior steps: past any start-up, before the landing."""
     world = case.world()
     world = world.changed(grid={"name": "linear", "steps": LONG})
-    said, _, calls = counted(world)
+    said, _, _ = counted(world)
     interior = slice(LONG // 2, LONG - 1)
     declared = world.part.calls
     assert sum(said[interior]) == declared * worlds.ELEMENTS * len(said[interior]), f"{world.name}: {said}"
@@ -51,14 +53,14 @@ def test_a_guide_asks_as_often_as_it_declares(case: worlds.Case):
     if "steps" not in world.plan.grid:
         pytest.skip("its grid has no fixed number of steps")
     world = world.changed(grid=grid)
-    said, _, calls = counted(world)
+    said, _, _ = counted(world)
     plain, _, _ = counted(world.changed(guide=[]))
     assert sum(said) == world.part.calls * sum(plain), world.name
 
 
 @pytest.mark.parametrize("solve", ["euler", "heun", "dpmpp-2m"])
 def test_guidance_doubles_the_rows_not_the_calls(solve: str):
-    entry = worlds.registry.find("guide", "cfg")
+    entry = registry.find("guide", "cfg")
     for scale, factor in ((3.0, 2), (1.0, 1)):
         world = worlds.make(entry, {"name": "cfg", "scale": scale}).changed(solve=solve)
         said, rows, calls = counted(world)

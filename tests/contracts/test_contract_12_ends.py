@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import worlds
+
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.registry import Entry

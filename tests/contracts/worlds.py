@@ -27,7 +27,7 @@ from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import MANY, Plan, features
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import Pred, State, Step, Tree, leaves, tree_map
+from ebbtide.core.state import Pred, State, Step, Tree, tree_map
 from ebbtide.denoise.model import Model
 
 CONTRACTS = {
@@ -76,6 +76,7 @@ def marked(contract: str, entry: Entry, value: Any, id: str) -> Any:
 
 # ---------------------------------------------------------------- parameters
 
+
 def build(slot: str, params: Mapping[str, Any]) -> Any:
     """The part, or None where these parameters are refused."""
     try:
@@ -90,7 +91,9 @@ def examples(entry: Entry) -> list[dict[str, Any]]:
     named = [{**plain, **params} for params in entry.cls.examples]
     out = [*([plain] if build(entry.slot, plain) is not None else []), *named]
     if not out or any(build(entry.slot, spec) is None for spec in out):
-        raise TypeError(f"{title(entry)} cannot be built from its defaults or its examples: give it `examples = ({{...}},)`")
+        raise TypeError(
+            f"{title(entry)} cannot be built from its defaults or its examples: give it `examples = ({{...}},)`"
+        )
     return out
 
 
@@ -557,9 +560,11 @@ def _like(process: Any, form: str) -> tuple[Tree, tuple[int, ...]]:
 def _ends(like: Tree) -> Tree:
     generator = torch.Generator().manual_seed(3)
     return tree_map(
-        lambda v: torch.randn(v.shape, generator=generator, dtype=torch.float64)
-        if v.is_floating_point()
-        else torch.zeros_like(v),
+        lambda v: (
+            torch.randn(v.shape, generator=generator, dtype=torch.float64)
+            if v.is_floating_point()
+            else torch.zeros_like(v)
+        ),
         like,
     )
 

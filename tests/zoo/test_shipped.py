@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from ebbtide import zoo
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
 from ebbtide.learn.flow_matching import FlowMatching
 from ebbtide.learn.train import plain
+from ebbtide.measure.metrics import frechet, moments, nearest_distance
 from ebbtide.zoo import classifier, recipes, reference
 from ebbtide.zoo.data import Pictures, load_pictures
 
 
 @pytest.fixture(scope="module")
 def held() -> Pictures:
-    stats = reference.load()
-    return Pictures(stats["held.pixels"], stats["held.labels"])
+    """Digits that the shipped model drew, 50 of each."""
+    whole = reference.pictures()
+    assert whole.labels is not None
+    return Pictures(whole.pixels[-500:], whole.labels[-500:])
 
 
 def test_names_and_folders() -> None:
@@ -50,12 +52,12 @@ def test_shipped_weights_are_of_the_recipes(shared: Path) -> None:
         assert about["data"] == data.digest
 
 
-def test_classifier_reads_pictures_it_has_not_seen(held: Pictures) -> None:
+def test_classifier_reads_what_the_model_drew(held: Pictures) -> None:
     net = classifier.load()
     assert sum(p.numel() for p in net.parameters()) <= 100_000
     with torch.no_grad():
         logits, f = net(held.x), net.features(held.x)
-    assert (logits.argmax(1) == held.labels).double().mean() >= 0.985
+    assert (logits.argmax(1) == held.labels).double().mean() >= 0.98
     assert f.shape == (500, 64)
     assert torch.allclose(net.head(f), logits, atol=1e-5)
 
@@ -65,61 +67,50 @@ def test_classifier_on_all_test_pictures(shared: Path) -> None:
     assert classifier.accuracy(classifier.load(), test) >= 0.985
 
 
-def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)), by the eigenvalues of A B."""
-    root = torch.linalg.eigvals(a[1] @ b[1]).real.clamp_min(0).sqrt().sum()
-    return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace() - 2 * root)
-
-
 def test_statistics_are_those_of_digits(held: Pictures) -> None:
     stats = reference.load()
     of = {name: (stats[f"{name}.mean"], stats[f"{name}.cov"]) for name in ("train", "test")}
     for _, cov in of.values():
-        assert torch.equal(cov, cov.T)
+        assert torch.allclose(cov, cov.T, rtol=0, atol=1e-12)
         assert torch.linalg.eigvalsh(cov).min() > -1e-9
     assert held.labels is not None
     assert held.labels.bincount().tolist() == [50] * 10
-    near = frechet(reference.moments(reference.features(held.x)), of["train"])
-    half = frechet(reference.moments(reference.features(held.x[held.labels < 5])), of["train"])
-    upside_down = frechet(reference.moments(reference.features(held.x.flip(2))), of["train"])
-    assert frechet(of["test"], of["train"]) < near < 0.2 * half
+    near = frechet(*moments(reference.features(held.x)), *of["train"])
+    half = frechet(*moments(reference.features(held.x[held.labels < 5])), *of["train"])
+    upside_down = frechet(*moments(reference.features(held.x.flip(2))), *of["train"])
+    assert frechet(*of["test"], *of["train"]) < near < 0.2 * half
     assert near < 0.2 * upside_down
     assert stats["train.counts"].sum() == 60_000
     assert stats["test.counts"].sum() == 10_000
-    spread = ((held.x.mean(0) - stats["pixel.mean"]) / (stats["pixel.std"] / 500**0.5 + 1e-2)).abs()
-    assert spread.max() < 6
+    assert (held.x.mean(0) - stats["pixel.mean"]).abs().max() < 0.25
 
 
 def test_statistics_are_made_again(shared: Path) -> None:
     test = load_pictures(shared / "assets" / "data" / "mnist.npz", split="test")
-    mean, cov = reference.moments(
-        torch.cat([reference.features(test.rows(i)[0]) for i in torch.arange(10_000).split(2000)])
-    )
+    mean, cov = moments(torch.cat([reference.features(test.rows(i)[0]) for i in torch.arange(10_000).split(2000)]))
     stats = reference.load()
     assert torch.allclose(mean, stats["test.mean"], atol=1e-4)
     assert torch.allclose(cov, stats["test.cov"], atol=1e-3)
 
 
-def test_shipped_pictures_are_training_pictures(shared: Path) -> None:
+def test_shipped_pictures_are_new_ones(shared: Path) -> None:
     few, train = reference.pictures(), load_pictures(shared / "assets" / "data" / "mnist.npz")
     assert few.labels is not None
-    assert few.labels.bincount().tolist() == [200] * 10
-    assert reference.nearest(few.x[:200], train.x).max() < 0.05  # float32 of squares near 700
-    assert reference.load()["train.floor"] > reference.load()["test.nearest"] > 1
+    assert few.labels.bincount().tolist() == [250] * 10
+    near = nearest_distance(few.x[:100], train.x)
+    assert near.min() > 1
+    assert near.median() > 0.9 * reference.load()["test.nearest"]
 
 
-def test_nearest_is_the_least_distance() -> None:
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(7, 2, 3, generator=g), torch.randn(40, 2, 3, generator=g)
-    assert torch.allclose(reference.nearest(a, b), torch.cdist(a.flatten(1), b.flatten(1)).amin(1), atol=1e-5)
-
-
-def test_digits_model_knows_its_labels(held: Pictures) -> None:
+def test_digits_model_knows_its_labels(shared: Path) -> None:
     """On pictures it has not seen, with the same times and noise: right label < none < wrong label."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     model = DiTTransformer2DModel.from_pretrained(zoo.folder("digits")).float().eval()
     about = json.loads((zoo.folder("digits") / "recipe.json").read_text())
+    test = load_pictures(shared / "assets" / "data" / "mnist.npz", split="test")
+    assert test.labels is not None
+    held = Pictures(test.pixels[:500], test.labels[:500])
     assert held.labels is not None
     loss = []
     for labels in (held.labels, torch.full((500,), about["nulls"]["label"]), (held.labels + 1) % 10):

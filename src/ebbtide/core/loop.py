@@ -282,7 +282,9 @@ def _scatter(
         if old is None:
             assert new is not None
             old = new.new_zeros((n, *new.shape[1:]))
-        return old if new is None else old.index_copy(0, rows.to(old.device), new)
+        if new is None:  # let go of: nothing is stored any more
+            return old.index_fill(0, rows.to(old.device), 0)
+        return old.index_copy(0, rows.to(old.device), new)
 
     def control(new: Tensor | None, old: Tensor | None) -> Tensor | None:
         return None if new is None else put(new, old)

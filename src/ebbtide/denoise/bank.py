@@ -55,7 +55,7 @@ class Bank:
     def blocks(self, span: tuple[int, int], dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, int]]:
         """The pictures of a span of columns less the mean of all, (P, K) at a time, and how many of the K are pictures.
 
-        The last block is filled up with zeros to a multiple of 16: see `fours`.
+        K is a multiple of 16, the rest filled with zeros: see `fours`.
         """
         level = (self.mean + self.shift).to(dtype)[:, None]
         for k in range(*span, self.block):

@@ -8,6 +8,7 @@ Windows narrow as the noise falls, so that parts of many pictures are put togeth
 all: that is the exact posterior mean, which repeats the data.
 
 Shapes   as in `denoise.data`; `tile` x `tile` pixels with all their channels may share one window and its weights
+Cost     2 R N multiplications for every pixel that a tile reads and its neighbours do not: see `Group`
 Paper    Lukoianov et al. 2025, "Locality in image diffusion models emerges from data statistics" (arXiv 2509.09672)
 Differs  the threshold is relative to the largest entry of each row. The public code takes the largest of the matrix,
          which in digits is set by one corner pixel that hardly ever varies (32 times its diagonal) and shuts all other
@@ -68,7 +69,7 @@ class Group(NamedTuple):
         """The group of lists of lists of ... tiles, and what all of it reads, (P,)."""
         parts: list[Group] = []
         if isinstance(tiles[0], Tensor):
-            # a tile reads itself and what most of its pixels read: half the cost of, and closer than, what any reads
+            # most, not any: that would be twice the cost, and farther from single pixels
             reads = torch.stack([(2 * windows[tile].sum(0) > len(tile)).index_fill(0, tile, True) for tile in tiles])
         else:
             below = [Group.tree(part, windows, linear, half) for part in tiles]
@@ -101,6 +102,13 @@ class Local(OfData):
         Local(process, data, labels=None, tile=2, mask_threshold=0.02, temperature=1.0, block=2048)
 
     Windows come from the covariance of all pictures, whatever the label. Rows at one time are answered in one pass.
+
+    A tile of `tile` x `tile` pixels reads itself and what most of its pixels read. 1 is the paper, 2 takes a third of the
+    time. Against 60,000 digits, at t = 0.7, 0.5, 0.3, 0.1 of a flow, tiles of 2 differ from single pixels by 0.15, 0.13,
+    0.08, 0.03 (root mean square, pixels in -1 to 1), while both are 0.34, 0.23, 0.12, 0.04 from the clean picture and
+    neither is nearer; tiles of 4 are farther from it below t = 0.5.
+
+    Raises EbbError for parameters out of range, and what `OfData` raises.
     """
 
     one_time = True

@@ -16,7 +16,7 @@ Differs  nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ebbtide.core.key import Noise
+from ebbtide.core.time import invert
 from ebbtide.process.masked import Masked
 
 
@@ -48,17 +49,33 @@ class MaskedNELBO:
         """One unbiased draw of the bound for each row of x0 (B, *event), (B,) float64 in nats; `noise` has B keys."""
         t = self.times(noise)
         x = self.process.corrupt(x0, t, noise, {})
-        logits = self.call(network, x, t)
-        if self.process.mask < self.process.vocab:  # a mask is never what stands under a mask
-            logits = logits.index_fill(-1, torch.tensor(self.process.mask, device=logits.device), -math.inf)
-        missed = cross_entropy(logits.flatten(0, -2), x0.flatten(), reduction="none").reshape(x0.shape)
         hidden = (x == self.process.mask) & (x0 != self.process.mask)
-        total = torch.where(hidden, missed.double(), 0.0).flatten(1).sum(1)
+        total = torch.where(hidden, self._missed(network, x, t, x0), 0.0).flatten(1).sum(1)
         return self.process.nelbo_weight(t).to(total) * total
+
+    def in_order(self, network: Any, x0: Tensor, order: Sequence[int]) -> Tensor:
+        """-sum_k log p(x0_o(k) | x0_o(<k)) of x0 (B, L): (B,) in nats, the loss of autoregression in one order of places.
+
+        The network is told the times at which so many tokens are shown on average.
+        """
+        x = torch.full_like(x0, self.process.mask)
+        total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        for k, i in enumerate(order):
+            t = invert(self.process.alpha, torch.full((len(x0),), k / len(order), dtype=torch.float64))
+            total += self._missed(network, x, t, x0)[:, i]
+            x[:, i] = x0[:, i]
+        return total
 
     def loss(self, network: Any, x0: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """The mean bound of a batch, in nats a token."""
         return self.bounds(network, x0, noise).mean() / x0[0].numel()
+
+    def _missed(self, network: Any, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """-log p(x0_i | x_t) of every token, float64 like x0."""
+        logits = self.call(network, x, t)
+        if self.process.mask < self.process.vocab:  # a mask is never what stands under a mask
+            logits = logits.index_fill(-1, torch.tensor(self.process.mask, device=logits.device), -math.inf)
+        return cross_entropy(logits.flatten(0, -2), x0.flatten(), reduction="none").reshape(x0.shape).double()
 
     def about(self) -> dict[str, Any]:
         """The arguments of `denoise.network.Network`, in plain words."""

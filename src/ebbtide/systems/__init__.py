@@ -177,9 +177,7 @@ def ids(family: str | None = None) -> list[str]:
     """The ids of all systems, or of one family. Raises EbbError for a family that has none."""
     found = [i for i, p in _files().items() if family in (None, p.parent.name)]
     if not found and family is not None:
-        raise EbbError(
-            f"there is no family {family!r}; {nearest(family, {p.parent.name for p in _files().values()})}"
-        )
+        raise EbbError(f"there is no family {family!r}; {nearest(family, {p.parent.name for p in _files().values()})}")
     return sorted(found)
 
 
