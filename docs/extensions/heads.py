@@ -3,8 +3,8 @@
     x       what is being sampled        ->   - `x` what is being sampled
     t       its time                          - `t` its time
 
-A table is lines that begin at the margin with a word (or several, by commas), two or more spaces, and text; what goes on below
-is indented. Formulas are indented by four, which is how Markdown writes code.
+A table is lines that begin at the margin with a word (or several, by commas), two or more spaces, and text; what goes on
+below is indented. Formulas are indented by four, which is how Markdown writes code.
 """
 
 from __future__ import annotations
