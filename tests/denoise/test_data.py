@@ -384,13 +384,38 @@ def test_the_average_is_a_softmax_of_the_whole():
     logits, values = 3000 * draw(4, 60), draw(3, 60)
     logits[1] += 1e6
     logits[2, 7] = logits[2, 50] = logits[2].max() + 1
-    average = Average()
+    found = []
     for block in (range(40, 60), range(33), range(33, 40)):
-        width = torch.zeros(4, 48).double()
+        width = torch.zeros(4, 48, dtype=torch.float64)
         width[:, : len(block)] = logits[:, list(block)]
-        average.add(width, len(block), torch.nn.functional.pad(values[:, list(block)], (0, 48 - len(block)), value=9.0))
-    torch.testing.assert_close(average.mean, logits.softmax(1) @ values.T, rtol=0, atol=1e-12)
-    torch.testing.assert_close(average.log, logits.logsumexp(1), rtol=1e-14, atol=0)
+        filled = torch.nn.functional.pad(values[:, list(block)], (0, 48 - len(block)), value=9.0)
+        found.append(Average.of(width, len(block), filled))
+    for average in (found[0].merge(found[1]).merge(found[2]), found[2].merge(found[1].merge(found[0]))):
+        torch.testing.assert_close(average.mean, logits.softmax(1) @ values.T, rtol=0, atol=1e-12)
+        torch.testing.assert_close(average.log, logits.logsumexp(1), rtol=1e-14, atol=0)
+
+
+def test_threads_change_neither_bits_nor_slopes_and_are_given_back():
+    data, t = smooth(150, 1, 6, 6), times(3)
+    x, made = noised(Flow(), data, t), {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for k, model in enumerate(models(data, block=16)):
+                made[threads, k] = model(x, t, {}).mean
+                slope = torch.autograd.functional.vjp(lambda v, m=model: m(v, t, {}).mean, x, torch.ones_like(x))[1]
+                made[threads, k, "slope"] = slope
+                assert torch.get_num_threads() == threads
+        bad = Bank(data, block=16)
+        with pytest.raises(ZeroDivisionError):
+            bad.averages((0, 150), torch.float64, lambda *_: 1 // 0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for k in range(3):
+        assert torch.equal(made[1, k], made[3, k])
+        torch.testing.assert_close(made[1, k, "slope"], made[3, k, "slope"], rtol=0, atol=1e-5)
 
 
 def ddim(denoiser, x: Tensor, steps: int = 30) -> Tensor:

@@ -175,7 +175,7 @@ class Loop:
         if accept is None:
             i = state.i + (1 if move.hops is None else move.hops)
             new = {**memory, **layers, "grid": grid_memory, "solve": move.memory}
-            after = replace(state, x=move.x, t=t, i=i, memory=new)
+            after = State(move.x, state.cond, t, i, state.key, state.group, new)
         else:
             after = self._commit(state, accept, move, t, layers, grid_memory)
         if not falling or move.t is not None:

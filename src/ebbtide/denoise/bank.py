@@ -1,15 +1,17 @@
-"""Pictures in memory, read block by block, and sums over them that no block size and no neighbour changes.
+"""Pictures in memory, read block by block, and softmax averages over them that neither blocks nor neighbours change.
 
-Pixels lie one a row in the type they came in, so a receptive field is some rows of a block and one matrix product.
+Pixels lie one a row in the type they came in, so a receptive field is some rows of a block, and one matrix product.
 
-    mean = sum_b e^(L_b - L) mean_b,   L_b = log sum_k e^(logit_k) of block b,   L = log sum_b e^(L_b)
+    mean = sum_b e^(L_b - L) mean_b,   L_b = log sum_k e^(logit_k) over block b,   L = log sum_b e^(L_b)
 
 Source   the running softmax: Milakov, Gimelshein 2018, "Online normalizer calculation for softmax" (arXiv 1805.02867)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from torch.nn.functional import pad
 from ebbtide.core.errors import EbbError
 
 _ALIGN = 16
+T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Bank:
@@ -48,25 +52,39 @@ class Bank:
         self.scale, self.shift = (1 / 127.5, 1.0) if data.dtype == torch.uint8 else (1.0, 0.0)
         self.mean = torch.zeros(len(self.rows), dtype=torch.float64, device=data.device)
         total = torch.zeros_like(self.mean)
-        for y, live in self.blocks((0, len(data))):
-            total += y[:, :live].sum(1)
+        for span in self.blocks((0, len(data))):
+            total += self.read(span)[:, : span[1] - span[0]].sum(1)
         self.mean = total / len(data)
 
-    def blocks(self, span: tuple[int, int], dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, int]]:
-        """The pictures of a span of columns less the mean of all, (P, K) at a time, and how many of the K are pictures.
+    def blocks(self, span: tuple[int, int]) -> list[tuple[int, int]]:
+        """The blocks of a span of columns, each a span itself."""
+        return [(k, min(k + self.block, span[1])) for k in range(*span, self.block)]
 
-        K is a multiple of 16, the rest filled with zeros: see `fours`.
+    def read(self, span: tuple[int, int], dtype: torch.dtype = torch.float64) -> Tensor:
+        """The pictures of a span of columns less the mean of all, (P, K), filled up with zeros: see `fours`."""
+        y = self.rows[:, slice(*span)].to(dtype, copy=True)
+        y.mul_(self.scale).sub_((self.mean + self.shift).to(dtype)[:, None])
+        spare = -y.shape[1] % _ALIGN
+        return pad(y, (0, spare)) if spare else y
+
+    def averages(
+        self, span: tuple[int, int], dtype: torch.dtype, work: Callable[[Tensor, int], list[Average]]
+    ) -> list[Average]:
+        """The averages over a span of what `work` makes of each block, (P, K), of which `live` columns are pictures.
+
+        Blocks are shared out among threads and put together in order, so the bits do not depend on how many there are.
         """
-        level = (self.mean + self.shift).to(dtype)[:, None]
-        for k in range(*span, self.block):
-            y = self.rows[:, k : min(k + self.block, span[1])].to(dtype, copy=True).mul_(self.scale).sub_(level)
-            spare = -y.shape[1] % _ALIGN
-            yield (pad(y, (0, spare)) if spare else y), y.shape[1]
+        blocks = self.blocks(span)
+        total: list[Average] = []
+        for found in spread(lambda block: work(self.read(block, dtype), block[1] - block[0]), blocks):
+            total = [old.merge(new) for old, new in zip(total, found, strict=True)] if total else found
+        return total
 
     def covariance(self) -> Tensor:
         """The covariance of all pictures (divided by N), (P, P) float64."""
         total = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64, device=self.rows.device)
-        for y, _ in self.blocks((0, self.rows.shape[1])):
+        for span in self.blocks((0, self.rows.shape[1])):
+            y = self.read(span)
             total.addmm_(y, y.T)
         return total / self.rows.shape[1]
 
@@ -83,25 +101,48 @@ class Bank:
         return self.ends[label], self.ends[label + 1]
 
 
-class Average:
-    """A mean weighted by a softmax that is taken block by block; the largest weight so far sets the scale."""
+class Average(NamedTuple):
+    """M means weighted by softmaxes: `log` (M,), the log of the sum of the weights, and `mean` (M, G)."""
 
-    def __init__(self) -> None:
-        self.log = self.mean = torch.zeros(())
+    log: Tensor
+    mean: Tensor
 
-    def add(self, logits: Tensor, live: int, *values: Tensor) -> None:
-        """Take in a block: logits (M, K) of M weightings, values (G, K), of which only the first `live` columns count."""
+    @staticmethod
+    def of(logits: Tensor, live: int, *values: Tensor) -> Average:
+        """Over a block: logits (M, K), which are written over, and values (G, K); the first `live` columns count."""
         if live < logits.shape[1]:
             logits[:, live:] = -torch.inf
         p = logits.softmax(-1)
         # log sum exp without a second pass of exponentials: the largest weight is exp(largest - it)
-        log, mean = logits.amax(-1) - p.amax(-1).log(), torch.cat([p @ v.T for v in values], 1)
-        if self.mean.ndim:
-            # a softmax over both, as logaddexp rounds an entry by where it stands in the row
-            both = torch.stack([self.log, log], 1)
-            old, new = both.softmax(1).split(1, 1)
-            log, mean = both.logsumexp(1), old * self.mean + new * mean
-        self.log, self.mean = log, mean
+        return Average(logits.amax(-1) - p.amax(-1).log(), torch.cat([p @ v.T for v in values], 1))
+
+    def merge(self, other: Average) -> Average:
+        """Over what both are over. A softmax of the two logs, as logaddexp rounds by the place in a row."""
+        both = torch.stack([self.log, other.log], 1)
+        mine, its = both.softmax(1).split(1, 1)
+        return Average(both.logsumexp(1), mine * self.mean + its * other.mean)
+
+
+def spread(work: Callable[[T], V], items: Sequence[T]) -> Iterator[V]:
+    """work(item) for each in order, on as many threads as torch may use, every one of them by itself.
+
+    Threads inside small matrix products wait for each other at each; where another program holds a core that costs ten
+    times the work (measured). The number of torch's threads is put back at the end.
+    """
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    if min(threads, len(items)) < 2:
+        yield from map(work, items)
+        return
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(grad)
+
+    try:
+        with ThreadPoolExecutor(min(threads, len(items)), initializer=alone) as pool:
+            yield from pool.map(work, items)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fours(index: Tensor) -> Tensor:

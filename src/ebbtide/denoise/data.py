@@ -104,10 +104,12 @@ class Empirical(OfData):
 
     def answer(self, y: Tensor, a: Tensor, c: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
         linear, half = a * y / c**2, a**2 / (2 * c**2)
-        average = Average()
-        for x0, live in self.bank.blocks(span):
+
+        def look(x0: Tensor, live: int) -> list[Average]:
             square = x0.square()
-            average.add(linear @ x0 - half @ square, live, x0, square)
+            return [Average.of(linear @ x0 - half @ square, live, x0, square)]
+
+        (average,) = self.bank.averages(span, torch.float64, look)
         mean, second = average.mean.chunk(2, 1)
         return {"mean": mean, "var": (second - mean**2).clamp_min(0)}
 

@@ -46,7 +46,6 @@ class Group(NamedTuple):
     see      (U,) the pixels that any member reads
     query    (T R, U) a x_n / (c^2 temperature) where it does, 0 elsewhere
     norm     (T, U) a^2 / (2 c^2 temperature) likewise
-    average  where the answers of tiles are gathered
     """
 
     parts: list[Group]
@@ -54,7 +53,6 @@ class Group(NamedTuple):
     see: Tensor
     query: Tensor
     norm: Tensor
-    average: Average
 
     @staticmethod
     def of(reads: Tensor, parts: list[Group], tiles: list[Tensor], linear: Tensor, half: Tensor) -> Group:
@@ -62,7 +60,7 @@ class Group(NamedTuple):
         see = reads.any(0).nonzero()[:, 0]
         reads = reads[:, see]
         query = (linear[:, see] * reads[:, None]).flatten(0, 1)
-        return Group(parts, tiles, see, query, half[see] * reads, Average())
+        return Group(parts, tiles, see, query, half[see] * reads)
 
     @staticmethod
     def tree(tiles: list[Any], windows: Tensor, linear: Tensor, half: Tensor) -> tuple[Group, Tensor]:
@@ -77,21 +75,24 @@ class Group(NamedTuple):
         core = reads.all(0)
         return Group.of(reads & ~core, parts, tiles, linear, half), core
 
-    def read(self, x0: Tensor, square: Tensor, live: int, above: Tensor) -> None:
-        """Take in a block of pictures and their squares, (P, K), under the logits (R, K) of what was read above."""
+    def read(self, x0: Tensor, square: Tensor, live: int, above: Tensor) -> list[Average]:
+        """The averages (T R, G) of all groups of tiles, over a block of pictures and their squares (P, K).
+
+        above   the logits (R, K) of what was read above
+        """
         logits = (self.query @ x0.index_select(0, self.see)).unflatten(0, (len(self.norm), -1))
         logits.sub_((self.norm @ square.index_select(0, self.see))[:, None]).add_(above)
-        for part, one in zip(self.parts, logits, strict=False):
-            part.read(x0, square, live, one)
         if self.tiles:
-            self.average.add(logits.flatten(0, 1), live, x0.index_select(0, torch.cat(self.tiles)))
+            return [Average.of(logits.flatten(0, 1), live, x0.index_select(0, torch.cat(self.tiles)))]
+        below = [part.read(x0, square, live, one) for part, one in zip(self.parts, logits, strict=True)]
+        return [average for part in below for average in part]
 
-    def answers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pixels (G,) of every tile, and their means (R, G)."""
+    def answers(self, averages: Iterator[Average]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The pixels (G,) of every tile, and their means (R, G), from what was read."""
         for part in self.parts:
-            yield from part.answers()
+            yield from part.answers(averages)
         if self.tiles:
-            means = self.average.mean.unflatten(0, (len(self.tiles), -1))
+            means = next(averages).mean.unflatten(0, (len(self.tiles), -1))
             own = means.split([len(tile) for tile in self.tiles], -1)
             yield from ((tile, own[k][k]) for k, tile in enumerate(self.tiles))
 
@@ -158,8 +159,8 @@ class Local(OfData):
             linear, half = linear.to(dtype), half.to(dtype)
             top, core = Group.tree(self.tiles, self.windows(a[0], c[0]), linear, half)
             root = Group.of(core[None], [top], [], linear, half)
-            for x0, live in self.bank.blocks(span, dtype):
-                root.read(x0, x0.square(), live, torch.zeros((), dtype=dtype, device=x0.device))
-            for pixels, own in root.answers():
+            start = torch.zeros((), dtype=dtype, device=y.device)
+            averages = self.bank.averages(span, dtype, lambda x0, live: root.read(x0, x0.square(), live, start))
+            for pixels, own in root.answers(iter(averages)):
                 mean = mean.index_copy(1, pixels, own.to(mean))
         return {"mean": mean}

@@ -64,8 +64,12 @@ class Border(Layer):
     ) -> tuple[list[Pred], Memory]:
         state = ask.state
         n = len(state)
+        if len(queries) == 1 and not self.patches and queries[0].of is None:
+            (q,) = queries  # the common case, with nothing to sort or join
+            ask.calls += n
+            return [self._answer(q.x, q.t, self._condition(q, state.cond))], memory
         owners = [q.owners(n) for q in queries]
-        conds = [self._condition(q, own, state.cond, n) for q, own in zip(queries, owners, strict=True)]
+        conds = [self._condition(q, state.cond) for q in queries]
         ask.calls += sum(len(own) for own in owners)
         preds: list[Pred] = [Pred()] * len(queries)
         groups: dict[Any, list[int]] = {}
@@ -95,10 +99,12 @@ class Border(Layer):
                 start = end
         return preds, memory
 
-    def _condition(self, query: Query, own: Tensor, cond: dict[str, Tree], n: int) -> dict[str, Tree]:
+    def _condition(self, query: Query, cond: dict[str, Tree]) -> dict[str, Tree]:
+        """The condition that each row of a query is asked under: its owner's, none, or one of its own."""
+        own = query.of
         if query.cond is OWN or query.cond is NULL:
             cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
-            return cond if query.of is None else tree_map(lambda v: v[own.to(v.device)], cond)
+            return cond if own is None else tree_map(lambda v: v[own.to(v.device)], cond)
         return query.cond
 
     def _null(self, cond: dict[str, Tree]) -> dict[str, Tree]:
