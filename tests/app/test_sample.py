@@ -231,7 +231,7 @@ BAD = {
     "sample toy --set steps=1 -o a.png": "slot.param=value",
     "sample toy --set guide.scale=1 -o a.png": "holds no part",
     "sample toy --set 'grid={name: explicit, times: [0.1, 0.9]}' -o a.png": "must fall",
-    "sample toy --grid adaptive -o a.png": "'heun'",
+    "sample toy --grid adaptive -o a.png": "heun",
     "sample toy -o a.pgn": "did you mean .png",
     "sample toy -o a.txt": "makes no text",
     "sample points -o a.png": "no pictures",

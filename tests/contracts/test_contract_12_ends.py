@@ -56,14 +56,15 @@ def pairs() -> list[Any]:
 def test_every_process_solver_and_grid_that_go_together(pair: tuple[Entry, dict[str, Any], dict[str, Any]]):
     entry, spec, how = pair
     world = worlds.make(entry, spec, "own").cast(torch.float32)
-    ran = 0
+    ran = refused = 0
     for length in (1, 2, None):
         for grid in grids(length):
             try:
                 one = world.changed(solve=how, grid=grid)
                 state = one.begin()
             except EbbError:
-                continue  # they do not go together, and say so before anything runs
+                refused += 1  # they do not go together, and say so before anything runs
+                continue
             name = f"{entry.name} {how} {grid}"
             finite(name, state)
             count = 0
@@ -78,8 +79,7 @@ def test_every_process_solver_and_grid_that_go_together(pair: tuple[Entry, dict[
                 if "masked" in process.gives:
                     assert not bool((leaf == process.mask).any()), f"{name} leaves masks behind"
             ran += 1
-    if not ran:
-        pytest.skip("they do not go together")
+    assert ran or refused
 
 
 @worlds.inhabited("ends")
