@@ -117,10 +117,15 @@ class Average(NamedTuple):
         return Average(logits.amax(-1) - p.amax(-1).log(), torch.cat([p @ v.T for v in values], 1))
 
     def merge(self, other: Average) -> Average:
-        """Over what both are over. A softmax of the two logs, as logaddexp rounds by the place in a row."""
+        """Over what both are over.
+
+        By logsumexp, as logaddexp rounds by the place in a row, and without softmax, which calls all threads however
+        small its work.
+        """
         both = torch.stack([self.log, other.log], 1)
-        mine, its = both.softmax(1).split(1, 1)
-        return Average(both.logsumexp(1), mine * self.mean + its * other.mean)
+        log = both.logsumexp(1)
+        mine, its = (both - log[:, None]).exp().split(1, 1)
+        return Average(log, mine * self.mean + its * other.mean)
 
 
 def spread(work: Callable[[T], V], items: Sequence[T]) -> Iterator[V]:
