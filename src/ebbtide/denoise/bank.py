@@ -129,22 +129,18 @@ class Average(NamedTuple):
 
 
 def spread(work: Callable[[T], V], items: Sequence[T]) -> Iterator[V]:
-    """work(item) for each in order, on as many threads as torch may use, every one of them by itself.
+    """work(item) for each in order, by as many threads as torch may use, while torch itself uses one.
 
-    Threads inside small matrix products wait for each other at each; where another program holds a core that costs ten
-    times the work (measured). The number of torch's threads is put back at the end.
+    Threads within small operations wait for each other at every one of them; where another program holds a core, that
+    takes ten times as long (measured). The number of torch's threads is put back at the end.
     """
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     if min(threads, len(items)) < 2:
         yield from map(work, items)
         return
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(grad)
-
     try:
-        with ThreadPoolExecutor(min(threads, len(items)), initializer=alone) as pool:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(min(threads, len(items)), "block", torch.set_grad_enabled, (grad,)) as pool:
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)
