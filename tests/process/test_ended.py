@@ -143,7 +143,7 @@ def test_units_with_times_of_their_own(name):
         cut = [v[:, f : f + 1] for v in (x, x0, y, t, s)]
         alone = p.move(cut[0], Pred(mean=cut[1]), cut[3], cut[4], 0.5, one, {"y": cut[2]})
         torch.testing.assert_close(whole[:, f : f + 1], alone, rtol=2e-6, atol=2e-6)  # floats and tensors round apart
-        w, v = p.weights(cut[3], cut[4], 0.5), p._weights(cut[3], cut[4], 0.5)
+        w, v = p.weights(cut[3], cut[4], 0.5), p.weights_of(cut[3], cut[4], 0.5)
         assert all(a == b[0, 0] for a, b in zip(w, v, strict=True))
 
 
@@ -200,7 +200,8 @@ def test_residual_takes_the_papers_step(name):
         eps = (x - x0 - shift_t * drift) / big
         var = e * (big**2 - small**2) * small**2 / big**2
         paper = x - (shift_t - shift_s) * drift - (big - math.sqrt(small**2 - var)) * eps + math.sqrt(var) * z
-        ours = p.apply(p.weights(at, to, math.sqrt(e)), x, [(1.0, x0)], {"y": y}, noise(1))
+        w = p.weights(at, to, math.sqrt(e))
+        ours = p.apply(w, x, [(w.x0, x0)], {"y": y}, noise(1))
         torch.testing.assert_close(ours, paper, rtol=1e-10, atol=1e-10)
 
 

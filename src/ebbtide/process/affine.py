@@ -16,7 +16,7 @@ Differs  where c_t = 0 and t > s (the far end of a bridge) eps_t is not defined,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,14 +70,22 @@ class Affine(Process):
     def _memo(self) -> dict[Any, Any]:
         return {}
 
-    def _remember(self, key: Any, make: Any, form: Any = lambda *floats: floats) -> Any:
-        """The floats of float times, worked out once by the tensor form `make`, so both forms agree to the bit."""
+    def once(self, name: Hashable, make: Callable[..., Any], *times: Tensor) -> Any:
+        """`make(*times)`, a tuple of tensors shaped like the times: floats, worked out once, where each time is shared.
+
+        The floats come from the tensor form, so both agree to the bit.
+        """
+        floats = tuple(shared(t) for t in times)
+        if None in floats:
+            return make(*times)
+        key = (name, floats)
         found = self._memo.get(key)
         if found is None:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
-            times = [torch.tensor([v], dtype=torch.float64) for v in key[1:3]]
-            found = self._memo[key] = form(*(v.item() for v in make(*times)))
+            made = make(*(torch.tensor([v], dtype=torch.float64) for v in floats))
+            numbers = [v.item() for v in made]
+            found = self._memo[key] = made._make(numbers) if hasattr(made, "_make") else tuple(numbers)
         return found
 
     def lam(self, t: Tensor) -> Tensor:
@@ -90,13 +98,11 @@ class Affine(Process):
 
     def weights(self, t: Tensor, s: Tensor, eta: float = 0.0) -> Weights:
         """The weights of the move from t to s (s > t: the forward transition, which ignores x0), in float64."""
-        t0, s0 = shared(t), shared(s)
-        if t0 is None or s0 is None:
-            return self._weights(t, s, eta)
-        found: Weights = self._remember(("weights", t0, s0, eta), lambda t, s: self._weights(t, s, eta), Weights)
+        found: Weights = self.once(("weights", eta), lambda t, s: self.weights_of(t, s, eta), t, s)
         return found
 
-    def _weights(self, t: Tensor, s: Tensor, eta: Weight) -> Weights:
+    def weights_of(self, t: Tensor, s: Tensor, eta: Weight) -> Weights:
+        """`weights` in their tensor form; eta may differ from unit to unit."""
         at, ct, a, c = self.a(t), self.c(t), self.a(s), self.c(s)
         zero, one = torch.zeros_like(at), torch.ones_like(at)
         down, end = s < t, ct == 0
@@ -116,13 +122,13 @@ class Affine(Process):
         return Weights(k_x, k_0, k_y, k_z, self.lam(t), self.lam(s))
 
     def apply(
-        self, w: Weights, x: Tensor, x0: Sequence[tuple[Weight, Tensor]], cond: dict[str, Tree], noise: Noise
+        self, w: Weights, x: Tensor, estimates: Sequence[tuple[Weight, Tensor]], cond: dict[str, Tree], noise: Noise
     ) -> Tensor:
-        """w.x x + w.x0 sum_k r_k x0_k + w.y y + w.noise z: the move with a data estimate that is itself a combination.
+        """w.x x + sum_k e_k f_k + w.y y + w.noise z: the move, `estimates` (e_k, f_k) standing where w.x0 x0 does.
 
         Noise is drawn where its weight is not 0: with eta > 0, and on leaving the far end of a bridge.
         """
-        terms = [(w.x, x), *((w.x0 * r, v) for r, v in x0)]
+        terms = [(w.x, x), *estimates]
         if self.ended:
             terms.append((w.y, self.end(cond)))
         if not nil(w.noise):
@@ -147,7 +153,7 @@ class Affine(Process):
     ) -> Tree:
         """x_s given x_t and a prediction; see the contract."""
         w = self.weights(t, s, eta)
-        return self.apply(w, x, [] if pred is None else [(1.0, pred.mean)], cond, noise)
+        return self.apply(w, x, [] if pred is None else [(w.x0, pred.mean)], cond, noise)
 
     def corrupt(self, x0: Tree, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> Tree:
         """x_t ~ q(x_t | x0, y)."""
@@ -193,13 +199,11 @@ class Affine(Process):
         """
         if kind not in KINDS:
             raise EbbError(f"a network predicts no {kind!r}; {nearest(kind, KINDS)}")
-        t0 = shared(t)
-        if t0 is None:
-            return self._kinds(kind, t)
-        found: tuple[float, float, float] = self._remember((kind, t0, 0.0), lambda t, _: self._kinds(kind, t))
+        found: tuple[Weight, Weight, Weight] = self.once(kind, lambda t: self.kinds_of(kind, t), t)
         return found
 
-    def _kinds(self, kind: str, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def kinds_of(self, kind: str, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`kinds` in their tensor form."""
         a, c = self.a(t), self.c(t).clamp_min(1e-12)
         b = self.b(t)
         b = torch.zeros_like(a) if b is None else b

@@ -46,7 +46,7 @@ class Carried(Ended):
         """m(t), positive and not increasing, m(0) = 1; at most as steep as a(t)."""
         raise NotImplementedError
 
-    def _weights(self, t: Tensor, s: Tensor, eta: Weight) -> Weights:
+    def weights_of(self, t: Tensor, s: Tensor, eta: Weight) -> Weights:
         ct, c = self.c(t), self.c(s)
         one = torch.ones_like(ct)
 
@@ -57,4 +57,4 @@ class Carried(Ended):
 
         usual, own = fresh(self.a(t), self.a(s)), fresh(self.carry(t), self.carry(s))
         less = torch.where(usual > 0, (own / usual.clamp_min(1e-300)).sqrt(), one)
-        return super()._weights(t, s, eta * less)
+        return super().weights_of(t, s, eta * less)

@@ -48,7 +48,7 @@ class Heun(Solver):
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         pred = ask(state.x, state.t)
         w = process.weights(state.t, s)
-        euler = process.apply(w, state.x, [(1.0, pred.mean)], state.cond, ask.noise)
+        euler = process.apply(w, state.x, [(w.x0, pred.mean)], state.cond, ask.noise)
         noise = (self.space == "noise") & (w.lam_t > _SINGULAR)
         k = pick(w.x == 0, 0.0, w.x0 / 2 * pick(noise, exp(w.lam_s - w.lam_t), 1.0))
         if not self.correct or nil(k):
