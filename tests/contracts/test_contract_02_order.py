@@ -59,7 +59,8 @@ def path(case: worlds.Case, steps: int, warm: int) -> float:
     state = replace(state, x=bell.quantile(p, state.t, cond))
     for _ in range(warm):
         state = loop.step(state).state
-        state = replace(state, x=bell.quantile(p, state.t, cond))
+        before = (state.t > FIRST - h / 2)[:, None]  # a step may go several times far
+        state = replace(state, x=torch.where(before, bell.quantile(p, state.t, cond), state.x))
     state = worlds.finish(loop, state)
     return float((state.x - bell.quantile(p, state.t, cond)).square().mean().sqrt())
 
@@ -72,19 +73,22 @@ def slope(errors: list[float]) -> float:
 
 
 LADDER = (20, 40, 80)
+# more, where a low order at the start must first outgrow a high one after it
+LONG_LADDER = (80, 160, 320)
 
 
 @pytest.mark.parametrize("case", list(cases(stochastic=False)))
 def test_order_with_exact_history(case: worlds.Case):
+    solver = registry.make("solve", case.spec)
     errors = [path(case, n, WARM) for n in LADDER]
-    declared = registry.make("solve", case.spec).order
+    declared = solver.order
     assert abs(slope(errors) - declared) < 0.15, f"order {slope(errors):.3f}, declared {declared}: {errors}"
 
 
 @pytest.mark.parametrize("case", list(cases(stochastic=False)))
 def test_order_from_a_cold_start(case: worlds.Case):
-    errors = [path(case, n, 0) for n in LADDER]
     solver = registry.make("solve", case.spec)
+    errors = [path(case, n, 0) for n in (LADDER if solver.startup is None else LONG_LADDER)]
     declared = solver.order if solver.startup is None else solver.startup
     assert abs(slope(errors) - declared) < 0.15, f"order {slope(errors):.3f}, declared {declared}: {errors}"
 
@@ -141,10 +145,13 @@ def exact(bell: worlds.Bell, t: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor
 @pytest.mark.parametrize("case", list(cases(stochastic=True)))
 def test_weak_order_of_stochastic_solvers(case: worlds.Case, monkeypatch: pytest.MonkeyPatch):
     errors = []
-    for n in (16, 32, 64, 128):
+    solver = registry.make("solve", case.spec)
+    for n in (16, 32, 64, 128) if solver.startup is None else (128, 256, 512):
         times = [FIRST + (LAST - FIRST) * k / n for k in range(n + 1)]
         errors.append(math.hypot(*law(monkeypatch, case, times, prior=False)))
     declared = registry.make("solve", case.spec).order
+    if max(errors) < 1e-12:
+        return  # exact on Gaussians, of whatever order elsewhere
     assert abs(slope(errors) - declared) < 0.15, f"weak order {slope(errors):.3f}, declared {declared}: {errors}"
 
 

@@ -40,22 +40,34 @@ def test_without_declared_chance_no_noise_is_drawn(case: worlds.Case, monkeypatc
         assert moved(end, other), f"{world.name} declares itself stochastic and its draws change nothing"
 
 
+def read(world: worlds.World, slot: str, count: int) -> tuple[bool, bool]:
+    """Whether a slot of memory holds something after some steps, and whether a run without it goes another way.
+
+    What is remembered may change the samples, or spare calls.
+    """
+    state = world.after(count)
+    way = worlds.steps(world.loop, state)
+    without = replace(state, memory={k: v for k, v in state.memory.items() if k != slot})
+    held = any(bool((v != 0).any()) for v in leaves(state.memory.get(slot, {})).values())
+    other = worlds.steps(world.loop, without)
+    changed = len(other) != len(way) or any(
+        moved(a.state, b.state) or a.calls != b.calls for a, b in zip(way, other, strict=True)
+    )
+    return held and bool(way), changed
+
+
 @worlds.inhabited("needs", forms=False)
 def test_memory_is_kept_only_where_it_is_read(case: worlds.Case):
     """A run whose slots are emptied half way goes another way, and only because of the slots that held something."""
     world = case.world()
-    state = world.after(2)
-    way = worlds.steps(world.loop, state)
-    for slot, memory in state.memory.items():
+    for slot in world.after(2).memory:
         if slot == "grid":
             continue  # a grid without its memory knows no times
-        without = replace(state, memory={k: v for k, v in state.memory.items() if k != slot})
-        held = any(bool((v != 0).any()) for v in leaves(memory).values())
-        other = worlds.steps(world.loop, without)
-        changed = len(other) != len(way) or any(moved(a.state, b.state) for a, b in zip(way, other, strict=True))
-        assert changed == (held and bool(way)), (
-            f"{world.name}: slot {slot} {'is kept and never read' if held else 'is empty yet read'}"
-        )
+        held, changed = read(world, slot, 2)
+        assert held or not changed, f"{world.name}: slot {slot} is empty yet read"
+        # what spares calls on tokens that stay may have had nothing to spare just then
+        used = changed or ("discrete" in world.features and any(all(read(world, slot, k)) for k in (1, 3)))
+        assert used or not held, f"{world.name}: slot {slot} is kept and never read"
 
 
 @pytest.mark.parametrize(

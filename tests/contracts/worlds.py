@@ -191,8 +191,9 @@ class Bell(Denoiser):
         if b is not None:
             rest = x - wide(b, x) * cond["y"]
         each = [wide(g, x) * rest + wide(mk * (1 - g * a), x) for g, mk in zip(gain, m, strict=True)]
+        left = [wide(sk**2 * (1 - g * a), x) + 0 * x for g, sk in zip(gain, s, strict=True)]
         if self.modes == 1:
-            return Pred(mean=each[0])
+            return Pred(mean=each[0], var=left[0])
         safe = torch.where(v == 0, torch.ones_like(v), v)
         logs = torch.stack(
             [
@@ -200,7 +201,9 @@ class Bell(Denoiser):
                 for k in range(self.modes)
             ]
         )
-        return Pred(mean=(logs.softmax(0) * torch.stack(each)).sum(0))
+        share, means = logs.softmax(0), torch.stack(each)
+        mean = (share * means).sum(0)
+        return Pred(mean=mean, var=(share * (torch.stack(left) + (means - mean) ** 2)).sum(0))
 
     def cdf(self, x: Tensor, t: Tensor, cond: Mapping[str, Tree]) -> Tensor:
         """P(x_t <= x) of every number."""
@@ -535,6 +538,8 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
         ends = {k: p.gives for k, p in getattr(process, "parts", {}).items()}
         drawn = _ends(like)
         cond["y"] = {k: v for k, v in drawn.items() if "end" in ends[k]} if isinstance(drawn, dict) else drawn
+    if entry.slot == "start":  # what a start may be given with an element
+        cond |= {name: _ends(like) for name in ("source", "start", "previous")}
     groups = (0, 0, 1, 1) if entry.slot == "steer" else (0, 1, 2, 3)
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,
@@ -623,7 +628,8 @@ def _cases(slot: str, name: str) -> tuple[Case, ...]:
         out.append(Case(entry, spec, next(fitting, "")))
     plain = examples(entry)[0]
     out += [Case(entry, plain, kind) for kind in found[1:]]
-    for kind in found if "module" not in entry.needs else ():
+    # how units are shaped and how data becomes noise are told apart: every form once, in the first kind that takes it
+    for kind in found[:1] if "module" not in entry.needs else ():
         out += [Case(entry, plain, kind, form) for form in list(FORMS)[1:] if goes(entry, plain, kind, form)]
     return tuple(out)
 

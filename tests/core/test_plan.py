@@ -54,7 +54,7 @@ def refused(make, *words: str) -> None:
         ({"solve": {"name": "euler", "eta": 1.5}}, ["solve 'euler', eta", "got 1.5"]),
         ({"solve": "karras"}, ["'karras' is a part of 'grid', not of 'solve'"]),
         ({"guide": ["cfg", "heun"]}, ["'heun' is a part of 'solve', not of 'guide'"]),
-        ({"grid": "adaptive"}, ["grid 'adaptive' needs 'err'", "comes with solve heun"]),
+        ({"grid": "adaptive"}, ["grid 'adaptive' needs 'err'", "comes with solve", "heun"]),
         ({"grid": "adaptive", "solve": "heun", "process": {"name": "masked", "vocab": 4}},
          ["grid 'adaptive' does not go together with process 'masked' (stochastic)"]),
         ({"grid": {"steps": 3}}, ["grid must be the name of a part or a mapping with a 'name'"]),

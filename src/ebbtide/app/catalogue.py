@@ -76,6 +76,11 @@ def cost(entry: Entry) -> dict[str, Any]:
     return {"order": made.order, "calls": made.calls}
 
 
+def order_words(order: float | None) -> str:
+    """An order as people write it; a rule that converges to something else has none."""
+    return "-" if order is None else f"{order:g}"
+
+
 def _show_systems(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -110,7 +115,7 @@ def _show_parts(rows: list[dict[str, Any]]) -> None:
         table.add_column("what it does", ratio=1)
         table.add_column("paper", no_wrap=True)
         for row in (r for r in rows if r["slot"] == slot):
-            figures = [f"{row['order']:g}", f"{row['calls']:g}"] if solvers else []
+            figures = [order_words(row["order"]), f"{row['calls']:g}"] if solvers else []
             table.add_row(row["name"], *figures, row["sentence"], row["paper"])
         console.print(table)
         console.print()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, explain, plans, sampling, training
+from ebbtide.app import catalogue, checks, explain, plans, sampling, solvers, training, tuning
 from ebbtide.app.words import describe
 from ebbtide.core.errors import EbbError
 
@@ -76,6 +76,8 @@ app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)
 app.add_typer(plans.app, name="plan")
+app.command(help=solvers.SOLVERS)(solvers.solvers)
+app.command(help=tuning.GRID)(tuning.grid)
 app.command(help=training.TRAIN)(training.train)
 
 

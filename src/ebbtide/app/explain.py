@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ebbtide.app.catalogue import cost
+from ebbtide.app.catalogue import cost, order_words
 from ebbtide.app.words import describe
 from ebbtide.core.errors import EbbError, nearest
 
@@ -145,7 +145,7 @@ def _part(console: Console, entry: Entry) -> None:
         table.add_row(*row)
     console.print(Padding(table, (0, 0, 0, 2)) if rows else "  none")
     paid = cost(entry)
-    facts = [f"order    {paid['order']:g}, network calls a step {paid['calls']:g}"] if paid else []
+    facts = [f"order    {order_words(paid['order'])}, network calls a step {paid['calls']:g}"] if paid else []
     facts += [
         f"{title:<8} {', '.join(sorted(values))}"
         for title, values in (("needs", entry.needs), ("gives", entry.gives), ("refuses", entry.refuses))

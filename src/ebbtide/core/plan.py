@@ -78,7 +78,9 @@ class Plan:
         for slot in registry.SLOTS:
             value = getattr(self, slot)
             if value is None and slot in ("start", "grid", "solve"):
-                raise EbbError(f"a plan needs a {slot}; known: {', '.join(registry.names(slot))}.")
+                raise EbbError(
+                    f"a plan needs a {slot}, such as {getattr(type(self), slot)!r}; `ebb list` names all of them."
+                )
             made = _specs if slot in MANY else _spec
             empty: Any = [] if slot in MANY else None
             plain = empty if value is None else made(slot, value)
@@ -200,7 +202,7 @@ def _givers(need: str) -> str:
     for entry in registry.entries():
         if need in entry.features:
             found.setdefault(entry.slot, []).append(entry.name)
-    told = [f"{slot} {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" for slot, names in found.items()]
+    told = [f"{slot} {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" for slot, names in found.items()]
     return f"; it comes with {'; '.join(told)}" if told else ""
 
 
