@@ -1,4 +1,4 @@
-"""iPNDM: Adams-Bashforth for even steps on the noise, DDIM for the transfer, rising in order from a cold start.
+"""Improved PNDM: Adams-Bashforth for even steps on the noise, DDIM for the transfer, rising in order from a cold start.
 
     eps' = (55 eps_t - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24,   x_s = DDIM(x_t, eps')
 
@@ -35,7 +35,7 @@ class Even(Multistep):
 
 @part("solve", "ipndm", paper="2204.13902", needs={"affine"}, off={"terms": 1}, baseline="euler")
 class IPNDM(Even):
-    """iPNDM: Adams-Bashforth for even steps on the noise, DDIM for the transfer, rising in order from a cold start."""
+    """Improved PNDM: Adams-Bashforth for even steps on the noise, DDIM for the transfer, rising in order from a cold start."""
 
     terms: Literal[1, 2, 3, 4] = 4
 
