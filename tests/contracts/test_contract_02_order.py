@@ -74,7 +74,7 @@ def slope(errors: list[float]) -> float:
 
 LADDER = (20, 40, 80)
 # more, where a low order at the start must first outgrow a high one after it
-LONG_LADDER = (80, 160, 320)
+LONG_LADDER = (160, 320, 640)
 
 
 @pytest.mark.parametrize("case", list(cases(stochastic=False)))

@@ -58,6 +58,10 @@ class PNDM(Even):
     def order(self) -> int:  # type: ignore[override]
         return min(self.terms, 2)
 
+    @property
+    def startup(self) -> int:  # type: ignore[override]
+        return self.order
+
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         move, pred = super().step(state, memory, s, ask, process)
         early = state.i < self.terms - 1
