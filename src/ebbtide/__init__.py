@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from ebbtide import interop
     from ebbtide.api import load, resume, run, sample
     from ebbtide.core.errors import EbbError
     from ebbtide.core.plan import Plan
@@ -41,6 +42,8 @@ _HOME = {
     "Samples": "samples",
 }
 
+_ROOMS = ("interop",)
+
 __all__ = [
     "EbbError",
     "Model",
@@ -50,6 +53,7 @@ __all__ = [
     "Samples",
     "State",
     "Step",
+    "interop",
     "load",
     "part",
     "resume",
@@ -61,6 +65,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ebbtide.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"ebbtide.{name}")
     raise AttributeError(f"module 'ebbtide' has no attribute {name!r}")
 
 

@@ -44,7 +44,24 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert min(cost([*EBB, "--help"]) for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize("command", ["sample", "resume", "list", "explain", "check", "train", "plan", "plan show"])
+def test_threads_wait_without_spinning_unless_the_user_says_so() -> None:
+    code = (
+        "import sys, os\n"
+        "sys.argv = ['ebb', '--version']\n"
+        "from ebbtide.app.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    plain = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for environment, policy in ((plain, "PASSIVE"), ({**plain, "OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert told.stdout.split()[-1] == policy
+
+
+COMMANDS = ["sample", "resume", "list", "explain", "check", "train", "solvers", "grid", "plan", "plan show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_examples(command: str) -> None:
     from typer.testing import CliRunner
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from conftest import interrupt
 from ebbtide import zoo
+from ebbtide.app import comparing, screen
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import Plan
 from ebbtide.denoise.model import Model, process
@@ -176,6 +179,42 @@ def test_bad_input_is_one_sentence_and_code_2(
     assert told.out == ""
     assert {p.name for p in Path().iterdir()} == {"file.svg", "file.yaml"}
     assert toy.calls == 0
+
+
+@pytest.mark.parametrize("line", [SMALL, f"{SMALL} --guidance 2", "solvers toy -n 3 --fine 32 --calls 4,8"])
+def test_the_work_is_known_from_the_first_call_on(
+    toy: Any, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(comparing.Show, "due", lambda self: True)
+    monkeypatch.setattr(comparing.Show, "tell", lambda self, done, total, **_: seen.append((done, total)))
+    run(line)
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+    assert seen[-1][0] == pytest.approx(seen[-1][1], rel=0.03)
+    assert seen[0][1] == pytest.approx(seen[-1][0], rel=0.03)
+    run(f"{line} -o c.svg")
+    whole = seen[-1][1]
+    run(f"{line} -o c.svg")
+    assert seen[-1][0] == seen[-1][1] < whole  # what was known takes no time, and is not waited for
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(
+    toy: Any, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=100, height=30, highlight=False)
+    monkeypatch.setattr(screen, "stderr", lambda: console)
+    monkeypatch.setattr(screen, "_EVERY", 0.0)
+    run(SMALL)
+    assert "8 rows" in file.getvalue()
+    assert re.search(r"\d:\d\d left", file.getvalue())
+    file.truncate(0)
+    run("grid toy --steps 3 -n 2 -o g.yaml")
+    assert re.search(r"\d/\d+ calls .*\d:\d\d left", file.getvalue())
+    file.truncate(0)
+    run(f"{SMALL} --quiet")
+    run("grid toy --steps 3 -n 2 -o h.yaml --quiet")
+    assert file.getvalue().strip("\0") == ""
 
 
 # -------------------------------------------------------------------- ebb grid

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from conftest import interrupt
-from ebbtide.app import screen, training
+from ebbtide.app import screen, stopping
 from ebbtide.learn import train
 from ebbtide.zoo import recipes
 from ebbtide.zoo.networks import DiT
@@ -109,4 +109,4 @@ def test_another_run_in_the_folder_is_not_overwritten(pictures: Path, run: Run) 
 
 def test_the_command_is_told_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/usr/bin/ebb", "train", "digits", "--data", "my pictures"])
-    assert training.again() == "ebb train digits --data 'my pictures'"
+    assert stopping.again() == "ebb train digits --data 'my pictures'"

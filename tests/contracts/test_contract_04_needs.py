@@ -12,6 +12,7 @@ import worlds
 
 from ebbtide.core import key, registry
 from ebbtide.core.errors import EbbError
+from ebbtide.core.loop import Loop
 from ebbtide.core.plan import MANY, Plan, features
 from ebbtide.core.registry import Entry
 from ebbtide.core.state import State, leaves
@@ -122,27 +123,34 @@ def test_a_plan_with_what_a_part_refuses_is_refused(entry: Entry, feature: str):
 
 @worlds.inhabited("needs", "solve")
 def test_the_error_estimate_is_there_when_declared(case: worlds.Case):
-    """err: one number a unit, float64 on the CPU, nil where the unit waits, falling with the length of the step."""
+    """err: one number a unit, float64 on the CPU, nil where the unit waits, falling with the length of the step.
+
+    It is there where the grid asks for it, and only there.
+    """
     world = case.world()
     state = world.after(1)
-    solver, declared = world.loop.solve, "err" in features(world.part)
 
-    def err(share: float) -> torch.Tensor | None:
-        s = state.t * (1 - share)
-        ask = world.loop.ask(state, "solve")
-        return solver.step(state, state.memory.get("solve", {}), s, ask, world.loop.process)[0].err
+    def err(share: float, loop: Loop) -> torch.Tensor | None:
+        ask, memory = loop.ask(state, "solve"), state.memory.get("solve", {})
+        return loop.solve.step(state, memory, state.t * (1 - share), ask, loop.process)[0].err
 
-    long, short, still = err(0.2), err(0.02), err(0.0)
-    assert (long is not None) == declared
-    if long is None or short is None or still is None:
+    if "err" not in features(world.part):
+        assert err(0.2, world.loop) is None
         return
+    assert err(0.2, world.changed(grid="linear").loop) is None
+    long, short, still = (err(share, world.changed(grid="adaptive").loop) for share in (0.2, 0.02, 0.0))
+    assert long is not None
+    assert short is not None
+    assert still is not None
     for e in (long, short, still):
         assert (e.shape, e.dtype, e.device.type) == (state.t.shape, torch.float64, "cpu")
         assert bool(e.isfinite().all())
         assert bool((e >= 0).all())
     assert not bool(still.any())
-    if bool(long.any()):  # switched off, it may be nil
+    if world.loop.solve.order > 1:
         assert bool((short < long).all())
+    else:
+        assert not bool(long.any())
 
 
 @worlds.inhabited("needs", "grid")

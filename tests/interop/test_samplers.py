@@ -42,7 +42,7 @@ def test_every_name_is_a_solver_or_says_why_not(name: str) -> None:
             plan_of(name)
         assert UNSUPPORTED[plain][1] in SAMPLERS
     else:
-        assert plan_of(name, steps=5).solve == solver_of("sample_" + name)
+        assert solver_of("sample_" + name).items() <= plan_of(name, steps=5).solve.items()
 
 
 def test_the_notes_are_about_names_that_exist() -> None:
@@ -104,8 +104,8 @@ def test_fast_spends_what_it_is_given_and_adaptive_chooses() -> None:
     process = registry.make("process", SD)
     mixture = GaussianMixture(process, [1.0], torch.zeros(1, 2, dtype=torch.float64), 0.3)
     model = ebb.load(mixture, like=torch.zeros(2, dtype=torch.float64))
-    for asked, made in ((1, 1), (7, 7), (9, 7), (12, 10)):
-        assert ebb.sample(model, plan_of("dpm_fast", "exponential", asked, process=SD)).calls == made
+    for calls in (1, 2, 3, 4, 7, 9, 12, 14):
+        assert ebb.sample(model, plan_of("dpm_fast", "karras", calls, process=SD)).calls == calls
     assert plan_of("dpm_adaptive", "karras").grid["name"] == "adaptive"
 
 

@@ -3,8 +3,8 @@
 All agree to the last digits of float64 (the largest gap is 1e-13), but for what is not the same algorithm:
 
     3M, 3M SDE         the second difference is halved there, which loses the third order: see test_faults
-    2S, 3S singlestep  its stages lie at the train steps between; equal where levels are even in log-SNR, as here for 2S. The
-                       second stage of 3S is weighed as a midpoint step there, as in the paper here
+    2S, 3S singlestep  its stages lie at the train steps between; equal where levels are even in log-SNR, as here. The second
+                       stage of 3S is weighed as a midpoint step there, as in the paper here
     Euler with churn   the network is asked before the noise is raised, EDM asks after: see test_k_diffusion
     DDIM, PNDM         where the number of steps does not divide the clock, their steps do not end where the next begins
     PNDM without its warm-up, KDPM2 ancestral, flow Heun, SA-Solver's rule for two slopes: other algorithms, each told
@@ -121,6 +121,7 @@ MULTISTEP = {
     "kdpm2": config("KDPM2DiscreteScheduler"),
     "kdpm2-karras": config("KDPM2DiscreteScheduler", use_karras_sigmas=True),
     "2s": config("DPMSolverSinglestepScheduler", use_exponential_sigmas=True, lower_order_final=True),
+    "2s-even": config("DPMSolverSinglestepScheduler", use_exponential_sigmas=True, lower_order_final=True),
     "2s-eps": config(
         "DPMSolverSinglestepScheduler",
         use_exponential_sigmas=True,
@@ -166,6 +167,34 @@ def test_ddim_with_noise() -> None:
     noise = peers.tape(12)
     found = peers.gap(config("DDIMScheduler", **DDIM), 10, noise, {"eta": 0.6}, solve={"name": "euler", "eta": 0.6})
     assert found < 1e-11, found
+
+
+@pytest.mark.parametrize(("steps", "data"), [(9, True), (10, True), (11, True), (9, False), (10, False)])
+def test_3s_but_for_the_weight_of_its_second_stage(steps: int, data: bool) -> None:
+    """The orders of all steps, the last ones lower. The class's own rule "heun" weighs the stage as the paper does."""
+    c = config(
+        "DPMSolverSinglestepScheduler",
+        solver_order=3,
+        use_exponential_sigmas=True,
+        lower_order_final=True,
+        algorithm_type="dpmsolver++" if data else "dpmsolver",
+        final_sigmas_type="zero" if data else "sigma_min",
+    )
+    found = read(c, steps)
+    states, _, start = peers.ours(found)
+    scheduler = peers.scheduler_of(c)
+    update = scheduler.singlestep_dpm_solver_second_order_update
+
+    def stage(*args: Any, **named: Any) -> torch.Tensor:
+        inside = scheduler.order_list[scheduler.step_index + 1 :][:1] == [3]
+        scheduler.register_to_config(solver_type="heun" if inside else "midpoint")
+        out: torch.Tensor = update(*args, **named)
+        scheduler.register_to_config(solver_type="midpoint")
+        return out
+
+    scheduler.singlestep_dpm_solver_second_order_update = stage
+    *_, last = peers.theirs(scheduler, steps, start, found)
+    assert float((last - states[-1]).abs().max()) < 1e-11
 
 
 def test_ipndm_but_for_its_first_step() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import worlds
 from torch import Tensor
 
 import ebbtide as ebb
@@ -65,31 +66,17 @@ def end(loop: Loop, state: State) -> State:
     return state
 
 
-class Units:
-    """Draws replaced by units: the j-th draw is 1 for element j + 2 and 0 for all others."""
-
-    def __init__(self) -> None:
-        self.draws = 0
-
-    def __call__(self, key: Tensor, i: Tensor, like: Tensor, salt: int = 0) -> Tensor:
-        out = torch.zeros_like(like)
-        if self.draws + 2 < len(out):
-            out[self.draws + 2] = 1.0
-        self.draws += 1
-        return out
-
-
 @pytest.fixture
 def law(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, float]]:
     """Mean and standard deviation of a run's end, exactly, for solvers that are affine in their draws."""
 
     def of(denoiser: Denoiser, times: list[float], solve: dict[str, Any], mean: float = 0.0, std: float = 0.0) -> Any:
         def run(rows: int) -> tuple[Tensor, int]:
-            units = Units()
+            units = worlds.Units()
             with monkeypatch.context() as patched:
                 patched.setattr(key, "normal", units)
                 loop, state = bound(denoiser, rows, times, solve)
-                units.draws = 0
+                units.known.clear()
                 x = torch.full((rows, 1), mean, dtype=torch.float64)
                 x[1] += std
                 return end(loop, replace(state, x=x)).x[:, 0], units.draws

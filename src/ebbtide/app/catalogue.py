@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ebbtide.app.options import option
 from ebbtide.app.words import describe
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ LIST = describe(
 
 def listing(
     slot: Annotated[str | None, typer.Argument(help="With --parts: one slot.", show_default=False)] = None,
-    parts: Annotated[bool, typer.Option("--parts", help="Parts instead of systems.")] = False,
-    family: Annotated[str | None, typer.Option("--family", help="One family of systems.", show_default=False)] = None,
-    json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout.")] = False,
+    parts: Annotated[bool, option("--parts", help="Parts instead of systems.")] = False,
+    family: Annotated[str | None, option("--family", help="One family of systems.")] = None,
+    json: Annotated[bool, option("--json", help="A JSON list on stdout.")] = False,
 ) -> None:
     rows = part_rows(slot) if parts or slot is not None else system_rows(family)
     if json:

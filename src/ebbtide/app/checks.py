@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ebbtide.app.options import option
 from ebbtide.app.words import describe
 from ebbtide.core.errors import EbbError
 
@@ -27,13 +28,11 @@ CHECK = describe(
 
 def check(
     id: Annotated[str | None, typer.Argument(help="A system.", show_default=False)] = None,
-    family: Annotated[str | None, typer.Option("--family", help="All systems of a family.", show_default=False)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All systems, slow ones too.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.md", help="Write a table too.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what the table holds already.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout.")] = False,
+    family: Annotated[str | None, option("--family", help="All systems of a family.")] = None,
+    everything: Annotated[bool, option("--all", help="All systems, slow ones too.")] = False,
+    out: Annotated[Path | None, option("--out", "-o", metavar="FILE.md", help="Write a table too.")] = None,
+    overwrite: Annotated[bool, option("--overwrite", help="Run again what the table holds already.")] = False,
+    json: Annotated[bool, option("--json", help="A JSON list on stdout.")] = False,
 ) -> None:
     from ebbtide import systems
     from ebbtide.app.cards import Table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ebbtide.app import catalogue, checks, explain, plans, sampling, solvers, training, tuning
-from ebbtide.app.words import describe
+from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
 ABOUT = describe(
@@ -38,7 +39,7 @@ class Group(TyperGroup):
 def _note(message: Warning | str, category: type[Warning], *where: Any) -> None:
     """Warnings of this package's own, as one line; a user can do nothing about the others."""
     if category is UserWarning:
-        typer.secho(f"note: {message}", err=True)
+        note([message])
 
 
 def _version(asked: bool) -> None:
@@ -83,4 +84,7 @@ app.command(help=training.TRAIN)(training.train)
 
 def main() -> None:
     """The entry point."""
+    # Threads that spin while they wait cost a hundredfold on a machine that has other work; torch reads this when imported.
+    # How many threads there are, and so every bit of the samples, stays as it is.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -38,6 +38,12 @@ def writable(folder: Path) -> None:
         raise EbbError(f"nothing can be written in {folder}: {error.strerror or error}.") from error
 
 
+def vacant(path: Path, overwrite: bool = False) -> None:
+    """See that no file is in the way. Raises EbbError where one is, unless `overwrite`."""
+    if path.exists() and not overwrite:
+        raise EbbError(f"{said(path)} exists and is kept: give another output, or --overwrite.")
+
+
 def free(stem: str, suffix: str, folder: Path = Path()) -> Path:
     """The first of stem-0, stem-1... that no file has yet, whatever the suffix of that file."""
     taken = {p.name.split(".")[0] for p in folder.glob(f"{stem}-*")}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebbtide.app.files import said, whole, writable
+from ebbtide.app.files import said, vacant, whole, writable
 from ebbtide.app.sheets import contact, trajectory
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
@@ -99,8 +99,7 @@ def check(
         wanted += [beside(path, ".gif")] if frames else []
         wanted += [] if plan is None or _says(own, plan) else [own]
         for file in wanted:
-            if file.exists():
-                raise EbbError(f"{said(file)} exists and is kept: give another output, or --overwrite.")
+            vacant(file)
     writable(path if folder else path.parent)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ebbtide.app.words import describe
+from ebbtide.app.words import describe, note
 
 app = typer.Typer(
     help="Show and check plan files.", rich_markup_mode="rich", no_args_is_help=True, pretty_exceptions_enable=False
@@ -23,7 +23,10 @@ CHECK = describe(
     ("ebb plan check mine.yaml", "exit code 0 if it is one, 2 and the reason if not"),
 )
 
-File = Annotated[str, typer.Argument(metavar="FILE|PRESET", help="A plan, a PNG, or a preset.", show_default=False)]
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE|PRESET", help="A plan, a PNG, a preset, or a scheduler's config.", show_default=False),
+]
 
 
 def dump(data: Any) -> str:
@@ -38,9 +41,10 @@ def show(file: File) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from ebbtide.app.request import read_plan
+    from ebbtide.app.reading import read_plan
 
-    data = read_plan(file).to_dict()
+    read = read_plan(file)
+    data = read.plan.to_dict()
     run = data.pop("run", None)
     text = dump(data) + ("" if run is None else "\n" + dump({"run": run}))
     console = Console(highlight=False)
@@ -49,14 +53,15 @@ def show(file: File) -> None:
     else:
         typer.echo(text, nl=False)
     if run is None:
-        typer.secho("note: this plan says nothing of a run; name a model to sample with it", err=True)
+        note([*read.notes, "this plan says nothing of a run; name a model to sample with it"])
 
 
 @app.command(help=CHECK)
 def check(file: File) -> None:
-    from ebbtide.app.request import read_plan
+    from ebbtide.app.reading import read_plan
 
-    plan = read_plan(file)
-    slots = {k: v for k, v in plan.to_dict().items() if k != "run"}
+    read = read_plan(file)
+    slots = {k: v for k, v in read.plan.to_dict().items() if k != "run"}
     names = {k: ", ".join(p["name"] for p in (v if isinstance(v, list) else [v])) for k, v in slots.items()}
     typer.echo(f"{file} is a plan: " + "; ".join(f"{slot} {held}" for slot, held in names.items()))
+    note(read.notes)

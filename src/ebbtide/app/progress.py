@@ -1,14 +1,10 @@
-"""How far a run of `ebb.sample` is: network calls done and expected, calls a second, time left."""
+"""How far a run is: network calls done and expected, calls a second, time left."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from ebbtide.core.state import State, Step
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
 
 
 def share(state: State) -> float:
@@ -51,8 +47,12 @@ class Pace:
     @property
     def left(self) -> float | None:
         """Seconds to go at this pace; None before it is known."""
-        new = self.done - self.first
-        return None if new <= 0 else (time.perf_counter() - self.began) * (1 - self.done) / new
+        return rest(time.perf_counter() - self.began, self.done - self.first, 1 - self.done)
+
+
+def rest(seconds: float, done: float, more: float) -> float | None:
+    """Seconds to go, when so many were spent on what is done and there is so much more of it; None where nothing is done."""
+    return None if done <= 0 else seconds * max(0.0, more) / done
 
 
 def speed(rate: float) -> str:
@@ -67,16 +67,3 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def bar(*fields: str) -> Bar:
-    """A rich bar with a title and these fields of its task after it."""
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = [
-        TextColumn(f"{{task.fields[{name}]}}", style=style) for name, style in zip(fields, _STYLES, strict=False)
-    ]
-    return Progress(TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), *columns, expand=True)
-
-
-_STYLES = ("cyan", "green", "yellow", "magenta")

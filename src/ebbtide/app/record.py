@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebbtide.app.files import said, whole
+from ebbtide.app.files import said, vacant, whole
 from ebbtide.core.errors import EbbError
 from ebbtide.measure.convergence import Pair, Reference, Row
 
@@ -58,8 +58,7 @@ class Record:
             return cls(None, asked)
         path = chart.with_suffix(".json")
         if overwrite or not path.exists():
-            if chart.exists() and not overwrite:
-                raise EbbError(f"{said(chart)} exists and is kept: give another output, or --overwrite.")
+            vacant(chart, overwrite)
             return cls(path, asked)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

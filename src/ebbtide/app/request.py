@@ -6,40 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebbtide.app import parts
+from ebbtide.app.options import Options
+from ebbtide.app.reading import STEPS, Read, read_plan
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
-from ebbtide.core.plan import Plan, presets
+from ebbtide.core.plan import Plan
 
 if TYPE_CHECKING:
     import torch
 
+    from ebbtide.core.parts import Process
     from ebbtide.denoise.model import Model
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was typed; None where nothing was said."""
-
-    source: str | None = None
-    data: str | None = None
-    denoiser: str | None = None
-    size: int | None = None
-    plan: str | None = None
-    label: str | None = None
-    n: int | None = None
-    seed: str | None = None
-    batch: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    guidance: float | None = None
-    steps: int | None = None
-    solver: str | None = None
-    grid: str | None = None
-    eta: float | None = None
-    process: str | None = None
-    sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,31 +53,36 @@ class Request:
 # -------------------------------------------------------------------- the plan
 
 
-def read_plan(source: str) -> Plan:
-    """A plan from a file, a picture, or the name of a preset, of the package or of a system. Raises EbbError otherwise."""
-    if not Path(source).exists() and source not in presets():
-        from ebbtide import systems
+def plan_of(o: Options, base: Read, process: Process | None = None) -> Read:
+    """The plan with the options laid over it, and what should be said about them.
 
-        known = systems.presets()
-        if source in known:
-            return Plan.from_dict(known[source])
-        raise EbbError(f"{source} is neither a file nor a preset; {nearest(source, [*known, *presets()])}")
-    return Plan.load(source)
+    process  of the model: a grid by another library's name is laid for it
 
-
-def plan_of(o: Options, base: Plan) -> Plan:
-    """The plan with the options laid over it. Raises EbbError for parts, parameters and values that do not exist."""
-    data = base.to_dict()
-    if o.solver is not None and data["solve"]["name"] != o.solver:
-        data["solve"] = {"name": o.solver}
-    if o.grid is not None and data["grid"]["name"] != o.grid:
-        new = {"name": o.grid}
-        if "steps" in data["grid"] and "steps" in _parameters("grid", o.grid):
-            new["steps"] = data["grid"]["steps"]
-        data["grid"] = new
+    Raises EbbError for parts, parameters and values that do not exist.
+    """
+    data = base.plan.to_dict()
     if o.process is not None:
         data["process"] = {"name": o.process}
-    if o.steps is not None:
+    notes, laid, grid = list(base.notes), base.laid, o.grid
+    steps, within = data["grid"].get("steps", STEPS) if o.steps is None else o.steps, data.get("process", process)
+    if o.solver is not None:
+        found = parts.solver(o.solver, steps, within)
+        _put(data, "solve", found.spec)
+        notes.append(found.note)
+        if isinstance(found.grid, str):
+            grid = grid or found.grid
+        elif found.grid is not None:
+            if grid is not None:
+                raise EbbError(f"the sampler {o.solver} has levels of its own; leave --grid {grid} out.")
+            data["grid"], laid = found.grid, True
+    if grid is not None:
+        found = parts.grid(grid, steps, within)
+        if "steps" in data["grid"] and "steps" in _parameters("grid", found.spec["name"]):
+            found.spec.setdefault("steps", steps)
+        _put(data, "grid", found.spec)
+        notes.append(found.note)
+        laid = found.foreign
+    if o.steps is not None and not laid:
         data["grid"] = {**data["grid"], "steps": o.steps}
     if o.eta is not None:
         data["solve"] = {**data["solve"], "eta": o.eta}
@@ -107,9 +92,15 @@ def plan_of(o: Options, base: Plan) -> Plan:
         for k in mine:
             guides[k] = {**guides[k], "scale": o.guidance}
         data["guide"] = guides if mine else [*guides, {"name": "cfg", "scale": o.guidance}]
-    for text in o.sets:
+    for text in o.sets or ():
         _set(data, text)
-    return Plan.from_dict(data)
+    return Read(Plan.from_dict(data), tuple(filter(None, notes)), laid)
+
+
+def _put(data: dict[str, Any], slot: str, spec: dict[str, Any]) -> None:
+    """Put a part in a slot; the one that is there, named alone, keeps its parameters."""
+    if data[slot]["name"] != spec["name"] or spec.keys() - {"name", "steps"}:
+        data[slot] = spec
 
 
 def _parameters(slot: str, name: str) -> list[str]:
@@ -188,9 +179,9 @@ def model_of(o: Options, run: dict[str, Any], device: torch.device | None = None
     """The model that was named, or that the plan names, a network on `device`. Raises EbbError where neither does."""
     from ebbtide import api, zoo
 
-    if o.data is not None and o.source is not None:
-        raise EbbError(f"two models are named, {o.source} and --data {o.data}: leave one out.")
-    named = o.data or o.source or run.get("data") or run.get("model")
+    if o.data is not None and o.model is not None:
+        raise EbbError(f"two models are named, {o.model} and --data {o.data}: leave one out.")
+    named = o.data or o.model or run.get("data") or run.get("model")
     if named is None:
         raise EbbError("name a model, as in `ebb sample digits`, or give --data, or a --plan that says what was run.")
     said: dict[str, Any] = {"denoiser": o.denoiser, "size": o.size}
@@ -225,10 +216,10 @@ def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any,
 
 def resolve(o: Options, base: Plan | None = None) -> Request:
     """Read the plan, lay the options over it, load the model. Raises EbbError for everything that cannot be."""
-    if base is None:
-        base = Plan() if o.plan is None else read_plan(o.plan)
-    run = dict(base.run or {})
-    plan = plan_of(o, base.replace(run=None))
+    read = Read(base or Plan()) if o.plan is None else read_plan(o.plan, o.steps)
+    run = dict(read.plan.run or {})
+    read = read._replace(plan=read.plan.replace(run=None))
+    plan = plan_of(o, read)
     seed = numbers(o.seed, "--seed")
     if seed is None:
         seed = run.get("seed", 0)
@@ -242,8 +233,10 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
         raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
     model = model_of(o, run, device)
-    notes = []
+    if plan.laid and plan.plan.process is None:
+        plan = plan_of(o, read, model.process)
+    notes = list(plan.notes)
     if run.get("digest", model.digest) != model.digest and run.get("model") == model.name:
         notes.append(f"{model.name} is not what the plan was run with: its weights differ, so will the samples")
     cond, word = cond_of(o, run, n, model)
-    return Request(model, plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes)
+    return Request(model, plan.plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes)

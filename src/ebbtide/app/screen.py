@@ -1,18 +1,22 @@
-"""What a run of `ebb sample` shows while it goes: the bar, and the picture as it forms. All of it on stderr."""
+"""What is shown while a command works: a bar, and above it the picture as it forms. All of it on stderr."""
 
 from __future__ import annotations
 
+import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ebbtide.app.preview import picture
-from ebbtide.app.progress import Pace, bar, clock, speed
+from ebbtide.app.progress import Pace, clock, speed
 from ebbtide.core.state import Step, Tree
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 _EVERY = 0.1
+_LINES = 60.0
+_STYLES = ("cyan", "green", "yellow", "magenta")
 
 
 def stderr() -> Console:
@@ -22,25 +26,37 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Screen:
-    """A live bar with a preview above it, where there is a terminal to show them; nothing anywhere else."""
+def bar(*fields: str) -> Progress:
+    """A rich bar with a title and these fields of its task after it."""
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def __init__(
-        self, title: str, pace: Pace, preview: bool = False, quiet: bool = False, medium: str = "image"
-    ) -> None:
+    columns = [
+        TextColumn(f"{{task.fields[{name}]}}", style=style) for name, style in zip(fields, _STYLES, strict=False)
+    ]
+    return Progress(TextColumn("{task.description}", style="bold"), BarColumn(bar_width=None), *columns, expand=True)
+
+
+class Live:
+    """A live bar on a terminal; elsewhere, with `lines`, a line a minute. Nothing where it is `quiet`.
+
+    fields  what is told after the bar, in this order
+    """
+
+    def __init__(self, title: str, *fields: str, quiet: bool = False, lines: bool = False) -> None:
         self.console = stderr()
-        self.pace, self.preview, self.medium = pace, preview, medium
         self.on = self.console.is_terminal and not quiet
-        self.bar = bar("calls", "rate", "left")
-        self.task = self.bar.add_task(title, total=None, calls="", rate="", left="")
+        self.lines = lines and not self.on and not quiet
+        self.bar = bar(*fields)
+        blank: dict[str, Any] = dict.fromkeys(fields, "")
+        self.task = self.bar.add_task(title, total=None, **blank)
         self.live: Any = None
-        self.looked = 0.0
+        self.looked = time.monotonic() if self.lines else -math.inf
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self.on:
-            from rich.live import Live
+            from rich.live import Live as Shown
 
-            self.live = Live(self.bar, console=self.console, transient=True, refresh_per_second=10)
+            self.live = Shown(self.bar, console=self.console, transient=True, refresh_per_second=10)
             self.live.__enter__()
         return self
 
@@ -48,31 +64,52 @@ class Screen:
         if self.live is not None:
             self.live.__exit__(*error)
 
-    def update(self, step: Step) -> None:
-        """Show one step, unless the last one was shown a moment ago."""
+    def due(self, last: bool = False) -> bool:
+        """Whether something should be shown now: not when that was done a moment ago, unless it is the `last` time."""
+        wait = _EVERY if self.live is not None else _LINES if self.lines else None
         now = time.monotonic()
-        if self.live is None or now - self.looked < _EVERY:
-            return
+        if wait is None or (now - self.looked < wait and not last):
+            return False
         self.looked = now
-        pace = self.pace
-        self.bar.update(
-            self.task,
-            total=1.0,
-            completed=pace.done,
-            calls=f"{pace.calls}/{pace.total} calls",
-            rate=speed(pace.rate),
-            left=f"{clock(pace.left)} left",
-        )
-        if self.preview:
+        return True
+
+    def tell(self, done: float, total: float, *, line: str = "", above: Any = None, **fields: Any) -> None:
+        """Show how far it is: on a terminal the bar and its fields, and what is new `above` it; elsewhere the line."""
+        if self.live is None:
+            self.console.print(line)
+            return
+        self.bar.update(self.task, total=total, completed=done, **fields)
+        if above is not None:
             from rich.console import Group
 
-            seen = step.pred.mean if step.pred is not None and step.pred.mean is not None else step.state.x
-            self.live.update(Group(self.picture(seen), self.bar))
-
-    def picture(self, x: Tree) -> Any:
-        """The samples as they fit on this terminal."""
-        return picture(x, self.console.width, max(4, self.console.height - 3), self.medium)
+            self.live.update(Group(above, self.bar))
 
     def stopping(self) -> None:
         """Say that the end was asked for, which comes after this step."""
         self.bar.update(self.task, description="stopping")
+
+
+class Screen(Live):
+    """The bar of a run of `ebb sample`, with a preview above it."""
+
+    def __init__(
+        self, title: str, pace: Pace, preview: bool = False, quiet: bool = False, medium: str = "image"
+    ) -> None:
+        super().__init__(title, "calls", "rate", "left", quiet=quiet)
+        self.pace, self.preview, self.medium = pace, preview, medium
+
+    def update(self, step: Step) -> None:
+        """Show one step, unless the last one was shown a moment ago."""
+        if not self.due():
+            return
+        pace, above = self.pace, None
+        if self.preview:
+            above = self.picture(
+                step.pred.mean if step.pred is not None and step.pred.mean is not None else step.state.x
+            )
+        calls, left = f"{pace.calls}/{pace.total} calls", f"{clock(pace.left)} left"
+        self.tell(pace.done, 1.0, above=above, calls=calls, rate=speed(pace.rate), left=left)
+
+    def picture(self, x: Tree) -> Any:
+        """The samples as they fit on this terminal."""
+        return picture(x, self.console.width, max(4, self.console.height - 3), self.medium)

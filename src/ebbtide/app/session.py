@@ -17,8 +17,9 @@ import torch
 from ebbtide import api
 from ebbtide.app import output
 from ebbtide.app.files import said
+from ebbtide.app.options import Options
 from ebbtide.app.progress import Pace, share
-from ebbtide.app.request import Options, Request, resolve
+from ebbtide.app.request import Request, resolve
 from ebbtide.app.screen import Screen
 from ebbtide.app.stopping import Stop
 from ebbtide.core.errors import EbbError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -44,3 +46,8 @@ class Stop:
         """Raise KeyboardInterrupt if a signal came: called where everything is whole."""
         if self.asked:
             raise KeyboardInterrupt
+
+
+def again(*but: str) -> str:
+    """The command that was typed, which is the one that goes on; without the words in `but`, which would start afresh."""
+    return shlex.join(["ebb", *(word for word in sys.argv[1:] if word not in but)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ebbtide.app.words import describe
+from ebbtide.app import options as opt
+from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
 if TYPE_CHECKING:
@@ -26,71 +27,42 @@ GRID = describe(
 )
 
 
-def _option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
-
-
 def grid(
-    out: Annotated[Path, _option("--out", "-o", metavar="FILE.yaml", help="The plan.")],
-    model: Annotated[
-        str | None, typer.Argument(help="A shipped model, a trained folder, or pictures.", show_default=False)
-    ] = None,
-    plan: Annotated[str | None, _option("--plan", metavar="FILE|PRESET", help="The plan to find times for.")] = None,
-    steps: Annotated[int | None, _option("--steps", help="Steps of the grid (8).")] = None,
+    model: opt.Model = None,
+    plan: Annotated[str | None, opt.what("--plan", metavar="FILE|PRESET", help="The plan to find times for.")] = None,
+    data: opt.Data = None,
+    denoiser: opt.Denoiser = None,
+    size: opt.Size = None,
+    label: opt.Label = None,
+    n: Annotated[int | None, opt.count("How many samples it is fitted to (16).")] = None,
+    seed: Annotated[str | None, opt.seeds(1000)] = None,
+    steps: Annotated[int | None, opt.how("--steps", help="Steps of the grid (8).")] = None,
     solver: Annotated[
-        str | None, _option("--solver", "--solve", metavar="PART", help="The solver they are for (dpmpp-2m).")
+        str | None, opt.how("--solver", "--solve", metavar="PART", help="The solver they are for (dpmpp-2m).")
     ] = None,
-    data: Annotated[
-        str | None, _option("--data", metavar="PATH", help="Your own pictures, a folder or .npz: no network.")
-    ] = None,
-    denoiser: Annotated[str | None, _option("--denoiser", help="For --data: local, exact or wiener.")] = None,
-    size: Annotated[
-        int | None, _option("--size", help="For --data: make all pictures this many pixels square.")
-    ] = None,
-    label: Annotated[
-        str | None, _option("--label", metavar="K|K,K,..|none", help="The class, or several taken in turn.")
-    ] = None,
-    n: Annotated[int | None, _option("-n", help="How many samples it is fitted to (16).")] = None,
-    seed: Annotated[
-        str | None, _option("--seed", metavar="S|S,S,..", help="Sample j has seed S + j (1000), or the j-th of a list.")
-    ] = None,
-    guidance: Annotated[
-        float | None, _option("--guidance", help="Strength of classifier-free guidance; 1 is none.")
-    ] = None,
-    process: Annotated[str | None, _option("--process", metavar="PART", help="Sample in another process.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")] = False,
+    guidance: opt.Guidance = None,
+    process: opt.Process = None,
+    *,
+    out: Annotated[Path, opt.shown("--out", "-o", metavar="FILE.yaml", help="The plan.")],
+    overwrite: Annotated[bool, opt.shown("--overwrite", help="Replace the file if it exists.")] = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    from ebbtide.app.files import said, whole, writable
+    options = opt.typed(locals(), "steps")  # the grid's that is found, not the plan's own
+    from ebbtide.app.files import said, vacant, whole, writable
 
     steps = 8 if steps is None else steps
     if steps < 1:
         raise EbbError(f"--steps is at least 1, not {steps}.")
     if out.suffix not in (".yaml", ".yml", ".json"):
         raise EbbError(f"{out}: a plan is a .yaml or .json file; give -o {out.with_suffix('.yaml')}.")
-    if out.exists() and not overwrite:
-        raise EbbError(f"{said(out)} exists and is kept: give another output, or --overwrite.")
+    vacant(out, overwrite)
     writable(out.parent)
-    from ebbtide.app.request import Options, resolve
+    from ebbtide.app.request import resolve
 
-    request = resolve(
-        Options(
-            source=model,
-            data=data,
-            denoiser=denoiser,
-            size=size,
-            plan=plan,
-            label=label,
-            n=n,
-            # fitted to other starts than those that people look at first
-            seed="1000" if seed is None and plan is None else seed,
-            guidance=guidance,
-            solver="dpmpp-2m" if solver is None and plan is None else solver,
-            process=process,
-        )
-    )
-    for note in [] if quiet else request.notes:
-        typer.secho(f"note: {note}", err=True)
+    if plan is None:  # fitted to other starts than those that people look at first
+        options = replace(options, seed=seed or "1000", solver=solver or "dpmpp-2m")
+    request = resolve(options)
+    note(request.notes, quiet)
     started = time.monotonic()
     found = _optimise(request, steps, quiet)
     run = {k: v for k, v in (request.recorded.run or {}).items() if k != "seed"}  # what it is for, not what it saw
@@ -105,30 +77,23 @@ def grid(
 
 def _optimise(request: Request, steps: int, quiet: bool) -> Plan:
     """The plan with its grid found, a bar going along."""
-    from rich.live import Live
-
-    from ebbtide.app.progress import bar, clock
-    from ebbtide.app.screen import stderr
+    from ebbtide.app.progress import clock, rest
+    from ebbtide.app.screen import Live
     from ebbtide.app.stopping import Stop
     from ebbtide.tune.grids import optimise_grid
 
-    console = stderr()
-    shown = bar("what", "left")
-    task = shown.add_task(request.model.name, total=None, what="", left="")
-    seen = console.is_terminal and not quiet
-    live: Any = Live(shown, console=console, transient=True) if seen else nullcontext()
-    began = time.monotonic()
-    with live, Stop(lambda: shown.update(task, description="stopping")) as stop:
+    r, began = request, time.monotonic()
+    with Live(r.model.name, "what", "left", quiet=quiet, lines=True) as live, Stop(live.stopping) as stop:
 
-        def watch(done: int, total: int) -> None:
-            left = (time.monotonic() - began) * (total / done - 1) if done else None
-            shown.update(task, total=total, completed=done, what=f"run {done}/{total}", left=f"{clock(left)} left")
+        def watch(done: float, total: float) -> None:
             stop.check()
+            if live.due():
+                left = f"{clock(rest(time.monotonic() - began, done, total - done))} left"
+                what = f"{done:.0f}/{total:.0f} calls"
+                live.tell(done, total, line=f"{what}, {left}", what=what, left=left)
 
         try:
-            return optimise_grid(
-                request.model, request.plan, steps, cond=request.cond, n=request.n, seed=request.seed, watch=watch
-            )
+            return optimise_grid(r.model, r.plan, steps, cond=r.cond, n=r.n, seed=r.seed, watch=watch)
         except KeyboardInterrupt:
             typer.secho("stopped. Nothing is kept.", err=True)
             raise typer.Exit(stop.code) from None

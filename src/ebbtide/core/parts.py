@@ -34,7 +34,13 @@ class Part:
 
     entry: ClassVar[Entry]
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
-    gives: frozenset[str] = frozenset()
+    if TYPE_CHECKING:
+
+        @property
+        def gives(self) -> frozenset[str]: ...
+
+    else:
+        gives = frozenset()
 
     def init(self, state: State, ask: Ask) -> Memory:
         """The part's memory at the start, and again after a jump; empty unless it needs more than zeros."""
@@ -114,7 +120,13 @@ class Layer(Part):
     calls  queries asked of the inner layer for each query answered
     """
 
-    calls: float = 1
+    if TYPE_CHECKING:
+
+        @property
+        def calls(self) -> float: ...
+
+    else:
+        calls = 1
 
     def many(
         self, queries: Sequence[Query], memory: Memory, inner: Inner, ask: Ask, before: Memory
@@ -130,15 +142,25 @@ class Layer(Part):
 class Solver(Part):
     """How to move. Declares what it costs and how exact it is.
 
-    order       of the global error with exact history; `startup` from a cold start, where that is lower
+    order       of the global error with exact history, None for a rule that does not end on the path of the process
+    startup     the order from a cold start, where that is lower
     stochastic  whether it draws noise of its own
     calls       network evaluations of one interior step
     """
 
-    order: float = 1
-    startup: float | None = None
-    stochastic: bool = False
-    calls: float = 1
+    if TYPE_CHECKING:  # a part may say them once and for all, or make them depend on its parameters
+
+        @property
+        def order(self) -> float | None: ...
+        @property
+        def startup(self) -> float | None: ...
+        @property
+        def stochastic(self) -> bool: ...
+        @property
+        def calls(self) -> float: ...
+
+    else:
+        order, startup, stochastic, calls = 1, None, False, 1
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Any) -> tuple[Move, Pred]:
         """Propose a move of every unit to time s, and the prediction at (x, t) that it rests on.

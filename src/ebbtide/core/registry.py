@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from ebbtide.core.errors import EbbError, nearest
 SLOTS = ("process", "start", "grid", "guide", "network", "solve", "correct", "steer")
 _DECORATOR = re.compile(r'^@part\(\s*"([\w-]+)",\s*"([\w.+-]+)"', re.M)
 _C = TypeVar("_C", bound=type)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,19 @@ def make(slot: str, spec: Mapping[str, Any]) -> Any:
     try:
         return entry.cls(**given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(k) for k in first["loc"]) or "parameters"
-        what = first["msg"].removeprefix("Value error, ")
-        raise EbbError(
-            f"{slot} {entry.name!r}, {where}: {what[0].lower()}{what[1:]} (got {first['input']!r})."
-        ) from None
+        raise EbbError(f"{slot} {entry.name!r}{_told(error, given)}.") from None
+
+
+def _told(error: pydantic.ValidationError, given: Mapping[str, Any]) -> str:
+    """The first thing that is wrong with parameters, as the end of a sentence."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    what = first["msg"].removeprefix("Value error, ").rstrip(".")
+    what = what[:1].lower() + what[1:]
+    if first["type"] == "missing":
+        return f", {where}: it must be given"
+    if where:
+        return f", {where}: {what} (got {_SHORT.repr(first['input'])})"
+    # said of several parameters together, for which pydantic shows an object of its own
+    told = ", ".join(f"{k}={_SHORT.repr(v)}" for k, v in given.items())
+    return f": {what} (got {told})" if told else f": {what}"

@@ -59,6 +59,16 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     return {prefix: tree}
 
 
+def _copies(index: Tensor) -> Tensor:
+    """Which copy of its element each place is, 1, 2... in their order; 0 where there is only one."""
+    order = index.argsort(stable=True)
+    ranked = index[order]
+    first = torch.searchsorted(ranked, ranked)
+    single = torch.searchsorted(ranked, ranked, right=True) - first == 1
+    rank = torch.where(single, 0, torch.arange(len(index)) - first + 1)
+    return torch.empty_like(rank).index_copy(0, order, rank)
+
+
 def _rows(index: Tensor, n: int) -> Callable[[Tensor | None, Tensor | None], Tensor]:
     """Write rows over rows; where the whole has no such leaf yet, it starts as zeros."""
 
@@ -133,8 +143,7 @@ class State:
         own. So no two live elements ever share a key.
         """
         new = tree_map(lambda v: v[index.to(v.device)], self._tree())
-        same = index[:, None] == index[None, :]
-        copy = torch.where(same.sum(1) > 1, same.tril().sum(1), 0).reshape(-1, *(1,) * (self.key.ndim - 1))
+        copy = _copies(index.cpu()).to(self.key.device).reshape(-1, *(1,) * (self.key.ndim - 1))
         new["key"] = torch.where(copy > 0, fold(new["key"], copy), new["key"])
         return State(**new)
 

@@ -16,6 +16,8 @@ from ebbtide.core.state import Tree, tree_map
 
 Weight: TypeAlias = float | Tensor
 
+_FEW = 64
+
 
 def right(t: Tensor, x: Tensor) -> Tensor:
     """Pad the shape of `t` with ones on the right until it broadcasts against `x`: (B,) or (B, F) -> (B, F, 1, 1, 1)."""
@@ -26,8 +28,11 @@ def shared(t: Tensor) -> float | None:
     """The time that all units share, or None when they differ (or when gradients to `t` are wanted)."""
     if t.requires_grad:
         return None
+    if t.numel() <= _FEW:  # every step of every solver asks this some ten times
+        values = t.reshape(-1).tolist()
+        return values[0] if values.count(values[0]) == len(values) else None
     first = t.reshape(-1)[0]
-    return float(first) if t.numel() == 1 or bool((t == first).all()) else None
+    return float(first) if bool((t == first).all()) else None
 
 
 def weight(t: Tensor) -> Weight:
@@ -44,6 +49,11 @@ def spread(w: Weight, t: Tensor) -> Tensor:
 def nil(w: Weight) -> bool:
     """Whether a weight is 0 everywhere, so that its term need not be made at all."""
     return not bool(w.any()) if isinstance(w, Tensor) else w == 0.0
+
+
+def full(w: Weight) -> bool:
+    """Whether a weight is 0 nowhere, so that every unit wants its term."""
+    return bool((w != 0).all()) if isinstance(w, Tensor) else w != 0.0
 
 
 def pick(condition: bool | Tensor, a: Weight, b: Weight) -> Weight:

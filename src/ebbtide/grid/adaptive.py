@@ -8,7 +8,8 @@ Shapes   err (units,) from the solver (relative to the unit's size). Memory: h a
 Paper    Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations I", section II.4; for diffusion:
          Jolicoeur-Martineau et al. 2021 (arXiv 2105.14080)
 Differs  one controller for each unit, where the papers share one over the batch; a rejected stochastic step would need its
-         noise again as a bridge, so stochastic solvers are refused.
+         noise again as a bridge, so stochastic solvers are refused. Lu et al. 2022 (2206.00927) step in log-SNR: on mixtures
+         that costs as many calls for as small an error (vp-linear), or more (flow).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _SMALLEST = 1e-7
 
 @part("grid", "adaptive", paper="2105.14080", needs={"err", "continuous"}, refuses={"stochastic"})
 class Adaptive(Grid):
-    """Adaptive times: each unit's step is as long as its own local error allows."""
+    """Adaptive times: each unit's step is as long as its own local error allows.
+
+    Raises EbbError for a solver of order 1, which has no lower one to compare with, and where no step is short enough.
+    """
 
     tol: Annotated[float, Field(gt=0)] = 0.01
     first: Time = 1.0
@@ -39,8 +43,11 @@ class Adaptive(Grid):
     h: Time = 0.05
 
     def init(self, state: State, ask: Ask) -> Memory:
+        order = ask.loop.solve.order
+        if order is None or order <= 1:
+            raise EbbError("adaptive steps compare a step with one of lower order; take a solver of order 2 or more.")
         one = torch.ones(state.t.shape, dtype=torch.float64)
-        return {"h": one * self.h, "power": one / ask.loop.solve.order}
+        return {"h": one * self.h, "power": one / order}
 
     def ahead(self, state: State, memory: Memory, k: int) -> Tensor:
         h = memory["h"]
@@ -58,8 +65,13 @@ class Adaptive(Grid):
         ratio = self.tol / err.nan_to_num(self.tol).clamp_min(1e-12)
         factor = (0.9 * (power * ratio.log()).exp()).clamp(0.2, 5.0)  # pow would round by the length of the tensor
         taken = torch.where(final | waits, h, (state.t - s) * factor)
-        if bool((~accept & ~waits & (taken < _SMALLEST)).any()):
-            raise EbbError(f"the tolerance {self.tol:g} cannot be met: the smallest step reached is {_SMALLEST:g}.")
+        stuck = ~accept & ~waits & (taken < _SMALLEST)
+        if bool(stuck.any()):
+            least, at = (state.t - s)[stuck].min(), state.t[stuck].max()
+            raise EbbError(
+                f"the tolerance {self.tol:g} cannot be met: the smallest step reached, {least:.2g} at t = {at:.3g}, errs by "
+                f"{err[stuck].min():.2g}; take a larger one."
+            )
         return (None if bool(accept.all()) else accept), {**memory, "h": taken.clamp(max=1.0)}
 
     def done(self, state: State, memory: Memory) -> Tensor:

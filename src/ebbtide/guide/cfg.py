@@ -28,7 +28,7 @@ class CFG(Layer):
     scale: float = 3.0
 
     @property
-    def calls(self) -> int:  # type: ignore[override]
+    def calls(self) -> int:
         return 1 if self.scale == 1.0 else 2
 
     def many(

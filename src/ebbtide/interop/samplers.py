@@ -18,6 +18,7 @@ Differs  beta quantiles are not rounded to levels, so none falls together with i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.parts import Process
 from ebbtide.core.plan import Plan, Spec
+from ebbtide.solve.dpm_solver import fast
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "euler": {"name": "euler"},
@@ -42,6 +44,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "dpmpp_2m_sde": {"name": "dpmpp-2m-sde"},
     "dpmpp_2m_sde_heun": {"name": "dpmpp-3m-sde", "terms": 2},
     "dpmpp_3m_sde": {"name": "dpmpp-3m-sde"},
+    "dpmpp_sde": {"name": "dpmpp-2s-sde"},
     "ddpm": {"name": "ddpm"},
     "lcm": {"name": "lcm"},
     "ipndm": {"name": "ipndm"},
@@ -57,9 +60,10 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 DIFFERS: dict[str, str] = {
     "euler_ancestral": "on a flow it is the posterior of the Markov chain, where ComfyUI steps down by s^2 / t and renews.",
-    "dpm_fast": "steps of order 3 on the grid given, as many as the calls allow, and one to the data.",
+    "dpm_fast": "the last of its calls goes from the last level to the data, where k-diffusion stops.",
     "dpm_adaptive": "steps are chosen unit by unit, by the rule of the grid 'adaptive'; the scheduler's levels are left out.",
     "dpmpp_3m_sde": "the second difference is weighed by its exact integral, where k-diffusion halves it.",
+    "dpmpp_sde": "the noise of a step's middle is part of the step's own, as the SDE has it.",
     "deis": "the polynomial is in the time of the process, where ComfyUI has that of a linear beta schedule.",
     "uni_pc": "the last steps keep their order; only the one that lands on the data is of order 1.",
     "uni_pc_bh2": "the last steps keep their order; only the one that lands on the data is of order 1.",
@@ -74,7 +78,6 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "euler_ancestral_cfg_pp": (_GUIDED, "euler_ancestral"),
     "dpmpp_2s_ancestral_cfg_pp": (_GUIDED, "dpmpp_2m_sde"),
     "dpmpp_2s_ancestral": (_RENEWED, "dpmpp_2m_sde"),
-    "dpmpp_sde": (_STAGED, "dpmpp_2m_sde"),
     "dpmpp_2m_cfg_pp": (_GUIDED, "dpmpp_2m"),
     "res_multistep_cfg_pp": (_GUIDED, "res_multistep"),
     "res_multistep_ancestral_cfg_pp": (_GUIDED, "res_multistep"),
@@ -91,21 +94,39 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
 }
 """Sampler name -> (why it has no counterpart, the nearest that has)."""
 
+OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
+"""Samplers that no scheduler tells its levels."""
+
 SCHEDULERS = (
     "normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "beta", "linear_quadratic", "kl_optimal",
 )  # fmt: skip
 """The scheduler names."""
 
 
+def named(label: str) -> tuple[str, str | None]:
+    """The sampler, and the scheduler where one is named, of a name as programs show it: "DPM++ 2M Karras", "Euler a".
+
+    The sampler is a key of `SAMPLERS` or of `UNSUPPORTED`, or what is left of an unknown name.
+    """
+    name = "_".join(label.lower().replace("++", "pp ").split()).removeprefix("sample_")
+    scheduler = next((s for s in SCHEDULERS if name.endswith(f"_{s}")), None)
+    if scheduler is not None:
+        name = name.removesuffix(f"_{scheduler}")
+    name = name.removesuffix("_gpu")
+    name = re.sub(r"_a$", "_ancestral", re.sub(r"^dpm2(?=_|$)", "dpm_2", name))
+    return {"unipc": "uni_pc"}.get(name, name), scheduler
+
+
 def solver_of(sampler: str) -> dict[str, Any]:
-    """The solver that a k-diffusion or ComfyUI sampler is, as a spec.
+    """The solver that a k-diffusion or ComfyUI sampler is, as a spec; a scheduler in its name is passed over.
 
     Raises EbbError for a name that is unknown or has no counterpart.
     """
-    name = sampler.removeprefix("sample_").removesuffix("_gpu")
+    name = named(sampler)[0]
     if name in UNSUPPORTED:
         why, kin = UNSUPPORTED[name]
-        raise EbbError(f"the sampler {sampler!r} has no counterpart here, as {why}; take {kin!r}.")
+        ours = SAMPLERS[kin]["name"]
+        raise EbbError(f"the sampler {sampler!r} has no counterpart here, as {why}; take {kin!r}, the solver {ours!r}.")
     if name not in SAMPLERS:
         raise EbbError(f"there is no sampler {sampler!r}; {nearest(name, SAMPLERS)}")
     return dict(SAMPLERS[name])
@@ -162,7 +183,7 @@ def grid_of(
 
 def plan_of(
     sampler: str,
-    scheduler: str = "normal",
+    scheduler: str | None = None,
     steps: int = 20,
     *,
     process: Process | Spec | None = None,
@@ -171,13 +192,18 @@ def plan_of(
 ) -> Plan:
     """The plan of a sampler and a scheduler, by the names that k-diffusion and ComfyUI give them; see `grid_of`.
 
+    scheduler  by default the one in the sampler's name, as in "DPM++ 2M Karras", or "normal"
+
     Raises EbbError for names that are unknown or have no counterpart, with the nearest that have one.
     """
     solve = solver_of(sampler)
-    # the schedule called fast is told its calls: three a step, one for the step to the data
-    count = (steps - 1) // 3 + 1 if sampler.endswith("dpm_fast") else steps
-    grid = grid_of(scheduler, count, process=process, clock=clock, shift=shift)
-    if sampler.endswith("dpm_adaptive"):
+    name, said = named(sampler)
+    grid = grid_of(scheduler or said or "normal", steps, process=process, clock=clock, shift=shift)
+    if name == "dpm_fast":  # its levels lie evenly in log sigma, whatever the scheduler
+        count, tail = fast(steps - 1) if steps > 1 else (0, ())
+        solve["tail"] = [*tail, 1]
+        grid = grid_of("exponential", count + 1, process=process, clock=clock, shift=shift)
+    if name == "dpm_adaptive":
         grid = {"name": "adaptive", "last": 1 / clock}
     return Plan(process=process if isinstance(process, str | Mapping) else None, grid=grid, solve=solve)
 

@@ -31,6 +31,7 @@ from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
 from ebbtide.grid.beta import beta_quantile
 from ebbtide.process.table import VPTable
+from ebbtide.solve.dpm_solver import fast
 
 # ---------------------------------------------------------------- what the classes know, with their defaults
 
@@ -167,7 +168,7 @@ class Found:
 def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | None = None) -> Found:
     """The plan and the border of a diffusers scheduler.
 
-    source  the path of a scheduler_config.json (or of its folder), its content, or a scheduler
+    source  the path of a scheduler_config.json (or of its folder, or the pipeline's), its content, or a scheduler
     steps   as in `set_timesteps`
     ignore  fields to set aside: their defaults of no effect are taken
     mu      the exponent of a dynamic shift, where the pipeline works it out; by default from the size of the state
@@ -188,7 +189,9 @@ def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | Non
     ignore = frozenset(ignore)
     strange = sorted(set(config) - everywhere - SILENT - ignore)
     if strange:
-        raise EbbError(f"{kind} has no field {strange[0]!r}; {_hint(strange[0], own)} Or set it aside: ignore=[...].")
+        raise EbbError(
+            f"{kind} has no field {strange[0]!r}; {nearest(strange[0], own)} Mend it, or name it in `ignore` (Python)."
+        )
     foreign = sorted(k for k in set(config) - set(own) - SILENT - ignore)
     c = {**own, **{k: v for k, v in config.items() if k in own and k not in ignore}}
     for field, (good, why) in _REFUSED.items():
@@ -203,8 +206,21 @@ def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | Non
     return Found(plan, reader.border(), (*notes, *reader.notes))
 
 
-def _hint(field: str, own: Iterable[str]) -> str:
-    return nearest(field, own)
+def config_file(source: str | os.PathLike[str]) -> Path | None:
+    """The scheduler's config that a path leads to: the file, its folder, or that of a pipeline; None where it does not."""
+    path = Path(source)
+    inside = [path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json"]
+    if path.is_dir():
+        return next((file for file in inside if file.is_file()), None)
+    return path if path.is_file() and path.suffix == ".json" and _names_a_class(path) else None
+
+
+def _names_a_class(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and "_class_name" in data
 
 
 def _config(source: Any) -> dict[str, Any]:
@@ -217,7 +233,7 @@ def _config(source: Any) -> dict[str, Any]:
     if not isinstance(source, str | os.PathLike):
         raise EbbError(f"a scheduler is read from a file, a dict or a scheduler, not from {type(source).__name__}.")
     path = Path(source)
-    path = path / "scheduler_config.json" if path.is_dir() else path
+    path = config_file(path) or (path / "scheduler_config.json" if path.is_dir() else path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -389,11 +405,22 @@ class _Reader:
         return _sigmas(torch.cat([every, last]))
 
     def _nodes(self, every: Tensor) -> Tensor:
-        """The ends of whole steps of a singlestep method; what lies between is the solver's own."""
-        order, n = int(self.c["solver_order"]), len(every)
-        if order > 1:
+        """Where whole steps of a singlestep method begin; what lies between is the solver's own."""
+        orders = self._orders()
+        if max(orders) > 1:
             self.notes.append("the stages of a step lie evenly in log-SNR, not at the train steps of the config.")
-        return every[::order] if (n - 1) % order == 0 else torch.cat([every[: n - 1 : order], every[-1:]])
+        return every[[sum(orders[:k]) for k in range(len(orders))]]
+
+    def _orders(self) -> list[int]:
+        """The orders of the steps of a singlestep method that makes n calls, as the class deals them out."""
+        order, n, data = int(self.c["solver_order"]), self.n, self._ends_in_data()
+        if order not in (2, 3):
+            return [1] * n
+        if n % order == 0 and not data and not self.c["lower_order_final"]:
+            return [order] * (n // order)
+        tail = list(fast(n)[1]) if order == 3 else [1] * (2 - n % 2)
+        orders = [order] * ((n - sum(tail)) // order) + tail
+        return [*orders[:-1], *[1] * orders[-1]] if data else orders
 
     def _consistent_grid(self) -> dict[str, Any]:
         origin = int(self.c["original_inference_steps"])
@@ -473,7 +500,8 @@ class _Reader:
 
     def solve(self) -> dict[str, Any]:
         c, order = self.c, int(self.c.get("solver_order", self.c.get("predictor_order", 1)))
-        if c.get("lower_order_final") and order > 1 and (order > 2 or not self._ends_in_data()):
+        single = self.kind == "DPMSolverSinglestepScheduler"
+        if c.get("lower_order_final") and not single and order > 1 and (order > 2 or not self._ends_in_data()):
             self.notes.append("the last steps keep their order; only the one that lands on the data is of order 1.")
         plain: dict[str, dict[str, Any]] = {
             "DDIMScheduler": {"name": "euler"},
@@ -513,7 +541,7 @@ class _Reader:
             return {"name": "deis", "order": order}
         if self.kind == "SASolverScheduler":
             return self._sa()
-        if self.kind == "DPMSolverSinglestepScheduler":
+        if single:
             return self._singlestep(order)
         return self._multistep(order)
 
@@ -576,10 +604,15 @@ class _Reader:
             raise self._no("solver_order", "known are 1, 2 and 3")
         if order == 2 and self.c["solver_type"] == "heun":
             raise self._no("solver_type", "the step of order 2 is the midpoint's")
+        orders, data = self._orders(), self._ends_in_data()
+        if not data and (self.flow or (orders[-1] == 1 and any(self.c[k] for k in _LEVELS))):
+            orders = orders[:-1]  # the step that repeats the last level
+        tail = [k for k in orders if k < order]
+        last = {"tail": tail} if tail and not (data and tail == [1]) else {}
         if algorithm == "dpmsolver":
-            return {"name": "dpm-solver", "order": order}
+            return {"name": "dpm-solver", "order": order, **last}
         if algorithm == "dpmsolver++":
-            return {"name": f"dpmpp-{order}s"}
+            return {"name": f"dpmpp-{order}s", **last}
         raise self._no(
             "algorithm_type", "known are dpmsolver and dpmsolver++; the SDE form is DPMSolverMultistepScheduler's"
         )

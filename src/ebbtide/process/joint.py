@@ -55,7 +55,7 @@ class Joint(Process):
         return any(getattr(p, "stochastic", False) for p in self.parts.values())
 
     @property
-    def gives(self) -> frozenset[str]:  # type: ignore[override]
+    def gives(self) -> frozenset[str]:
         """ "joint", "end" where a field has an end, and "continuous" or "discrete" where all fields are.
 
         Never "affine", "gaussian", "masked": their arithmetic is that of one field.

@@ -46,7 +46,7 @@ class Confidence(Solver):
     temperature: Annotated[float, Field(ge=0)] = 0.0
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.temperature > 0 or self.rule == "random"
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Masked) -> tuple[Move, Pred]:

@@ -39,7 +39,7 @@ Variable = Literal["log-snr", "sigma", "time"]
 
 KIND: dict[Space, str] = {"data": "x0", "noise": "eps"}
 SIGN: dict[Space, float] = {"data": 1.0, "noise": -1.0}  # rho = exp(sign lam)
-_SINGULAR = -10.0
+SINGULAR = -10.0  # the lam below which the noise space is not used: its coordinate is infinite where a = 0
 _POINTS, _SHARES = (v.tolist() for v in np.polynomial.legendre.leggauss(12))
 POINTS = [((1 + p) / 2, w / 2) for p, w in zip(_POINTS, _SHARES, strict=True)]
 
@@ -75,7 +75,7 @@ def slide(process: Affine, space: Space, t: Tensor, s: Tensor, eta: float | Tens
         kept = w.x * at / torch.where(a_s == 0, one, a_s)
         fade = torch.where(moved & (kept > 0), -kept.clamp_min(1e-300).log() / torch.where(moved, h, one), one)
         return Slide(w.x, w.x0, w.y, w.noise, w.x0, w.x, fade)
-    fine = (w.lam_t > _SINGULAR) & (at > 0)
+    fine = (w.lam_t > SINGULAR) & (at > 0)
     keep = a_s / torch.where(fine, at, one)
     along = torch.where(fine, c_s - keep * ct, torch.zeros_like(at))
     return Slide(w.x, w.x0, w.y, w.noise, along, torch.where(fine, keep, w.x), -one)
@@ -89,9 +89,7 @@ def place(process: Affine, space: Space, variable: Variable, t: Tensor) -> Tenso
     return lam if variable == "log-snr" else (SIGN[space] * lam).exp()
 
 
-def moments(
-    process: Affine, space: Space, variable: Variable, t: Tensor, s: Tensor, fade: Tensor, count: int
-) -> list[Tensor]:
+def moments(process: Affine, variable: Variable, t: Tensor, s: Tensor, fade: Tensor, count: int) -> list[Tensor]:
     """I_0 to I_count, the integrals of theta^j d phi from t to s."""
     one = torch.ones_like(t)
     if variable == "sigma":

@@ -28,5 +28,5 @@ class DEIS(Multistep):
     variable: Variable = "log-snr"
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return min(self.order, 2)

@@ -46,9 +46,9 @@ class DPMpp2MSDE(Midpoint):
     eta: Eta = 1.0
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return min(self.terms, 2)
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return self.order

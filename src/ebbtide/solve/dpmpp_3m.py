@@ -27,7 +27,7 @@ class DPMpp3M(Multistep):
     order: Literal[1, 2, 3] = 3
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return min(self.order, 2)
 
 
@@ -47,9 +47,9 @@ class DPMpp3MSDE(Multistep):
     eta: Eta = 1.0
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return min(self.terms, 2)
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return self.order

@@ -9,7 +9,7 @@ raises the order by one.
 Shapes   see `multistep`; memory: order - 1 slopes, one more with the corrector
 Paper    Hochbruck, Ostermann 2010, "Exponential integrators", section 2.5; Zhang, Chen 2023 (arXiv 2204.13902), section 3
 Off      terms = 1 without the corrector is `euler`, bit for bit.
-Differs  nothing.
+Differs  nothing. At its defaults it is the rule of `dpmpp-3m`, with two terms that of `res-multistep`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ExponentialAdams(Multistep):
     corrector: bool = False
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return self.terms + self.corrector
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return min(self.order, 2 + (self.corrector and self.terms > 1))

@@ -17,6 +17,7 @@ Differs  works in any affine process: x^ is divided by its signal weight as sigm
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import torch
@@ -26,9 +27,9 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.registry import part
 from ebbtide.core.state import Memory, Move, Pred, State
-from ebbtide.core.time import Weight, combine, exp, nil, pick, spread
+from ebbtide.core.time import Weight, combine, nil, spread
 from ebbtide.process.affine import Affine
-from ebbtide.solve.heun import _SINGULAR, Heun
+from ebbtide.solve.heun import Heun
 
 _LONGEST = 100_000
 
@@ -57,7 +58,7 @@ class EDMStochastic(Heun):
     s_noise: Annotated[float, Field(ge=0)] = 1.0
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.churn > 0
 
     @property
@@ -71,8 +72,7 @@ class EDMStochastic(Heun):
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         if not self.churn:
-            move, pred = super().step(state, memory, s, ask, process)
-            return move._replace(err=None), pred
+            return super().step(state, memory, s, ask, process)
         steps = memory["steps"] if memory else torch.zeros_like(state.t)
         key = ("churn", self.churn, self.s_min, self.s_max)
         up: Raise = process.once(key, lambda t, s, n: self._raise(process, t, s, n), state.t, s, steps)
@@ -85,14 +85,7 @@ class EDMStochastic(Heun):
 
         # `of` says that this is no longer the state's own point, whose prediction may be at hand
         pred = ask(x, t, of=torch.arange(len(state)))
-        w = process.weights(t, s)
-        euler = process.apply(w, x, [(w.x0, pred.mean)], state.cond, ask.noise)
-        noise = (self.space == "noise") & (w.lam_t > _SINGULAR)
-        k = pick(w.x == 0, 0.0, w.x0 / 2 * pick(noise, exp(w.lam_s - w.lam_t), 1.0))
-        if not self.correct or nil(k):
-            return Move(euler, memory), pred
-        end = ask(euler, s, role="stage")
-        return Move(combine((1.0, euler), (k, end.mean), (-k, pred.mean)), memory), pred
+        return self.advance(replace(state, x=x, t=t), pred, s, ask, process)._replace(memory=memory), pred
 
     def _raise(self, process: Affine, t: Tensor, s: Tensor, steps: Tensor) -> Raise:
         """Where units are raised to and with what weights, in tensor form."""

@@ -36,15 +36,15 @@ class ERSDE(Multistep):
     strength: Annotated[float, Field(ge=0)] = 1.0
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return min(self.terms, 2)
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return self.order
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.strength > 0
 
     def noise(self, process: Affine, t: Tensor, s: Tensor) -> float | Tensor:

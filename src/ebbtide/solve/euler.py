@@ -33,7 +33,7 @@ class Euler(Solver):
     eta: Eta = 0.0
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.eta > 0
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Process) -> tuple[Move, Pred]:

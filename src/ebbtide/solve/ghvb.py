@@ -5,14 +5,16 @@
     order 3   ((18 + 5 beta) v_n - (24 - 8 beta) v_(n-1) + (6 - beta) v_(n-2)) / (12 beta)
     order 4   ((46 + 9 beta) v_n - (78 - 19 beta) v_(n-1) + (42 - 5 beta) v_(n-2) - (10 - beta) v_(n-3)) / (24 beta)
 
-The weights undo the lag of the average to the order asked for; smaller beta moves the method towards one order less and wider
-stability.
+The weights undo the lag of the average to the order asked for; smaller beta moves the method towards one order less and
+wider stability. `form` "hb" is Polyak's heavy ball, v_n = (1 - beta) v_(n-1) + beta (Adams-Bashforth of eps): the average of
+a combination is the combination of averages, so it is the weights at beta = 1 on the same v. The lag stays: order 1.
 
 Shapes   see `multistep`; memory: the last order - 1 averages
 Paper    Wizadwongsa et al. 2023, "Diffusion sampling with momentum for mitigating divergence artifacts" (arXiv 2307.11118),
          section 4
 Off      beta = 1 is `ipndm` with as many terms, bit for bit.
-Differs  of the paper's family only this form is built, on Adams-Bashforth; the order is reached on grids even in sigma.
+Differs  of the paper's family these two forms on Adams-Bashforth are built, none on DPM-Solver++ or UniPC. The order is
+         reached on grids even in sigma. Heavy ball is the paper's from the step on at which all terms are there.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory
+from ebbtide.core.state import Memory, Pred, State
 from ebbtide.core.time import combine, where
 from ebbtide.process.affine import Affine
 from ebbtide.solve.ipndm import Even
@@ -45,18 +47,24 @@ def averaged(order: int, b: float) -> list[float]:
 
 @part("solve", "ghvb", paper="2307.11118", needs={"affine"}, off={"beta": 1.0}, baseline="ipndm")
 class GHVB(Even):
-    """GHVB: Adams-Bashforth on a moving average of the noise, stable at steps that the plain rule does not survive."""
+    """GHVB: Adams-Bashforth on a moving average of the noise, stable at steps that the plain rule does not survive.
+
+    terms   averages that are combined
+    beta    how much of the newest slope enters the average; 1 keeps none of the older ones
+    form    "ghvb", or "hb" for heavy ball, of order 1
+    """
 
     terms: Literal[2, 3, 4] = 4
     beta: Annotated[float, Field(gt=0, le=1)] = 0.8
+    form: Literal["ghvb", "hb"] = "ghvb"
 
     @property
-    def order(self) -> int:  # type: ignore[override]
-        return 2
+    def order(self) -> int:
+        return 1 if self.form == "hb" and self.beta < 1 else 2
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
-        return 2
+    def startup(self) -> int:
+        return self.order
 
     def predict(self, process: Affine, t: Tensor, s: Tensor, fade: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
         if self.beta == 1:
@@ -64,12 +72,18 @@ class GHVB(Even):
         one = torch.ones_like(t)
         chosen = [one, *(0 * one for _ in past)]
         for m in range(1, min(len(past), self.terms - 1) + 1):
-            now, last, *rest = averaged(m + 1, self.beta)
+            now, last, *rest = averaged(m + 1, 1.0 if self.form == "hb" else self.beta)
             found = [self.beta * now, last + (1 - self.beta) * now, *rest]
             chosen = [torch.where(past[m - 1] > 0, f * one, c) for f, c in zip(found, chosen, strict=False)] + chosen[
                 m + 1 :
             ]
         return chosen
+
+    def keep(self, state: State, pred: Pred, past: Sequence[Memory], process: Affine) -> Memory:
+        kept = super().keep(state, pred, past, process)
+        if self.beta < 1:  # no noise is seen at the far end of a bridge, and an average would never lose that slope
+            kept["1"] = {**kept["1"], "t": torch.where(process.c(state.t) > 0, state.t, 0.0)}
+        return kept
 
     def slope(self, f: Tensor, past: Sequence[Memory]) -> Tensor:
         if self.beta == 1 or not past:

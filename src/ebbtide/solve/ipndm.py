@@ -40,9 +40,9 @@ class IPNDM(Even):
     terms: Literal[1, 2, 3, 4] = 4
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return min(self.terms, 2)
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return self.order

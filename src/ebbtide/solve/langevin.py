@@ -47,15 +47,15 @@ class Langevin(Solver):
     eta: Eta = 1.0
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.eta > 0 or self.corrections > 0
 
     @property
-    def order(self) -> float | None:  # type: ignore[override]
+    def order(self) -> float | None:
         return None if self.corrections else 1
 
     @property
-    def calls(self) -> int:  # type: ignore[override]
+    def calls(self) -> int:
         return 1 + self.corrections
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:

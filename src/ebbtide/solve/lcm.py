@@ -47,7 +47,7 @@ class LCM(Solver):
     renew: Eta = 1.0
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.renew > 0
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:

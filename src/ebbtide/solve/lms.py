@@ -25,5 +25,5 @@ class LMS(Multistep):
     order: Literal[1, 2, 3, 4] = 4
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return min(self.order, 2)

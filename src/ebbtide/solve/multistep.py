@@ -43,10 +43,10 @@ class Multistep(Solver):
     @property
     def terms(self) -> int:
         """How many slopes the predictor combines."""
-        return int(self.order)
+        return int(self.order or 1)
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.eta > 0
 
     # ---------------------------------------------------------------- what a method chooses
@@ -59,11 +59,16 @@ class Multistep(Solver):
 
     def moments(self, process: Affine, t: Tensor, s: Tensor, fade: Tensor, count: int) -> list[Tensor]:
         """I_0 to I_count for a step from t to s."""
-        return coordinates.moments(process, self.space, self.variable, t, s, fade, count)
+        return coordinates.moments(process, self.variable, t, s, fade, count)
 
     def noise(self, process: Affine, t: Tensor, s: Tensor) -> float | Tensor:
         """eta of a step from t to s."""
         return self.eta
+
+    def there(self, process: Affine, t: Tensor) -> Tensor:
+        """Whether the slope at an earlier time t can be used: it is stored, and where there is no noise it is not eps."""
+        stored = t > 0
+        return stored & (process.c(t) > 0) if self.space == "noise" else stored
 
     # ---------------------------------------------------------------- weights
 
@@ -74,7 +79,7 @@ class Multistep(Solver):
         chosen = [torch.zeros_like(t) for _ in past]
         for m in range(1, len(past) + 1):
             found = through(nodes[: m + 1], self.moments(process, t, s, fade, m))[1:]
-            there = past[m - 1] > 0
+            there = self.there(process, past[m - 1])
             chosen = [torch.where(there, f, c) for f, c in zip(found, chosen, strict=False)] + chosen[m:]
         if self.variable == "log-snr" or self.space == "data":  # data is infinitely far away there
             chosen = [torch.where(process.c(s) == 0, 0.0, c) for c in chosen]
@@ -96,10 +101,10 @@ class Multistep(Solver):
         after = [zero] * (len(older) + 2)
         for m in range(len(older) + 1):
             found = through(nodes[: m + 2], self.moments(process, last, t, go.fade, m + 1))
-            there = last > 0 if m == 0 else older[m - 1] > 0
+            there = self.there(process, last if m == 0 else older[m - 1])
             after = [torch.where(there, f, c) for f, c in zip(found, after, strict=False)] + after[m + 2 :]
         change = [after[1], after[0] - before[0], *(a - b for a, b in zip(after[2:], before[1:], strict=True))]
-        kept = [torch.where(last > 0, go.along * c, zero) for c in change]
+        kept = [torch.where(self.there(process, last), go.along * c, zero) for c in change]
         return kept + [zero] * (1 + len(past) - len(kept))
 
     def weigh(self, process: Affine, t: Tensor, s: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -116,14 +121,18 @@ class Multistep(Solver):
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         pred = ask(state.x, state.t)
+        return self.advance(state, memory, pred, s, ask, process), pred
+
+    def advance(self, state: State, memory: Memory, pred: Pred, s: Tensor, ask: Ask, process: Affine) -> Move:
+        """The step, its prediction given."""
         past = [memory[k] for k in sorted(memory)]
         x, x0, y, noise, *rest = process.once(
             self, lambda t, s, *past: self.weigh(process, t, s, past), state.t, s, *(p["t"] for p in past)
         )
         w = Weights(x, x0, y, noise, 0.0, 0.0)
         terms = [(x0, pred.mean), *((r, p["f"]) for r, p in zip(rest, past, strict=True))]
-        moved = Move(process.apply(w, state.x, terms, state.cond, ask.noise), self.keep(state, pred, past, process))
-        return moved, pred
+        moved = process.apply(w, state.x, terms, state.cond, ask.noise)
+        return Move(moved, self.keep(state, pred, past, process))
 
     def keep(self, state: State, pred: Pred, past: Sequence[Memory], process: Affine) -> Memory:
         """The memory after this step: its own slope, then those of the steps before it."""

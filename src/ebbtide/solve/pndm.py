@@ -55,17 +55,18 @@ class PNDM(Even):
     warmup: Literal["rk", "adams"] = "rk"
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return min(self.terms, 2)
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return self.order
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
-        move, pred = super().step(state, memory, s, ask, process)
         early = state.i < self.terms - 1
         if self.warmup == "adams" or not bool(early.any()):
-            return move, pred
+            return super().step(state, memory, s, ask, process)
+        pred = ask(state.x, state.t)
         warm = PseudoRungeKutta(self.terms - 1).advance(state, pred, s, ask, process)
+        move = self.advance(state, memory, pred, s, ask, process)
         return move._replace(x=where(early, warm.x, move.x)), pred

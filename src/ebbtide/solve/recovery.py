@@ -56,12 +56,12 @@ class Recovery(Solver):
         return self
 
     @property
-    def order(self) -> float | None:  # type: ignore[override]
+    def order(self) -> float | None:
         # what K steps leave of a start that is not a draft does not shrink with the step
         return 1 if self.draft else None
 
     @property
-    def calls(self) -> int:  # type: ignore[override]
+    def calls(self) -> int:
         return 1 + self.langevin
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:

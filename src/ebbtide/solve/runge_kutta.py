@@ -69,11 +69,11 @@ class RungeKutta(Staged):
     space: Space = "data"
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return TABLEAUX[self.tableau].order
 
     @property
-    def calls(self) -> int:  # type: ignore[override]
+    def calls(self) -> int:
         return 1 + len(TABLEAUX[self.tableau].c)
 
     @property

@@ -3,7 +3,9 @@
     x_i = DDIM(x_t; t -> t_i) + E_i sum_j a_ij (f_j - f_0)              stages, f_i the slope at (x_i, t_i)
     x_s = DDIM(x_t; t -> s)   + E   sum_j b_j  (f_j - f_0)
 
-Rows are normalised, so the slopes of a stage weigh 1 in all with f_0, and a step without stages is DDIM bit for bit.
+Rows are normalised, so the slopes of a stage weigh 1 in all with f_0, and a step without stages is DDIM bit for bit. Every
+x_i is linear in x_t, y, the noise and the data predictions of the stages before it: these weights are worked out from the
+times alone, so that a stage costs one pass for each prediction, in whatever coordinate its slopes are.
 
 Shapes   x (B, ...), any units; no memory
 Source   Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations I", section II.1, for the form
@@ -11,6 +13,7 @@ Source   Hairer, Norsett, Wanner 1993, "Solving ordinary differential equations 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.state import Memory, Move, Pred, Query, State
-from ebbtide.core.time import Weight, combine, nil, spread, unit_mean
+from ebbtide.core.time import Weight, full, nil, spread, unit_mean
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.coordinates import KIND, Space, slide
 
@@ -32,25 +35,21 @@ class Row(NamedTuple):
 
 
 class Staged(Solver):
-    """An explicit Runge-Kutta step along the slopes of a coordinate.
-
-    eta   0 the flow, 1 the posterior of the Markov chain, for the step as a whole (its stages lie on the flow)
-    """
+    """An explicit Runge-Kutta step along the slopes of a coordinate."""
 
     space: Space = "data"
-    eta: float = 0.0
 
     @property
     def end(self) -> float:
         """The weight that the embedded step gives the slope at the end of the step: one more call where it is not 0."""
         return 0.0
 
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.eta > 0
+    def place(self, state: State, ask: Ask) -> Tensor:
+        """What tells the steps of a unit apart beside their times: by default i, how many went before."""
+        return state.i
 
     def rows(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> list[Row]:
-        """The stages, then the step itself, for units at their i-th step."""
+        """The stages, then the step itself, for units at their place i."""
         raise NotImplementedError
 
     def lower(self, rows: list[Row]) -> tuple[Tensor, ...]:
@@ -58,21 +57,35 @@ class Staged(Solver):
         return tuple(torch.zeros_like(w) for w in rows[-1].weights)
 
     def weigh(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> tuple[Tensor, ...]:
-        """Of every row: its time, the weights of x, x0, y and noise, and those of the slopes."""
-        of_x, of_x0, of_y = process.kinds_of(KIND[self.space], t)
+        """The time of each row and the weights of its x: of x_t, y, noise, and of one more prediction than the row before.
+
+        Last the weights of the distance to the embedded step, in which the prediction at the end counts too.
+        """
+        rows, zero, one = self.rows(process, t, s, i), torch.zeros_like(t), torch.ones_like(t)
+        rest = [zero] * (len(rows) + 1)
+
+        def slope(x: list[Tensor], at: Tensor, k: int) -> list[Tensor]:
+            """The weights of the slope at a stage: its x, and the k-th prediction."""
+            of_x, of_x0, of_y = process.kinds_of(KIND[self.space], at)
+            found = [of_x * v for v in x]
+            found[1], found[3 + k] = found[1] + of_y, found[3 + k] + of_x0
+            return found
+
+        def moved(x: list[Tensor], along: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+            for w, f in zip(weights, slopes[1:], strict=False):
+                w = torch.where(process.c(s) == 0, 0.0, along * w)
+                x = [v + w * (a - b) for v, a, b in zip(x, f, slopes[0], strict=True)]
+            return x
+
+        slopes = [slope([one, zero, zero, *rest], t, 0)]
         out: list[Tensor] = []
-        rows = self.rows(process, t, s, i)
         for k, row in enumerate(rows):
-            go = slide(process, self.space, t, row.t, self.eta if k == len(rows) - 1 else 0.0)
-            along = [torch.where(process.c(s) == 0, 0.0, go.along * w) for w in row.weights]
-            own = torch.zeros_like(t)
-            for w in along:
-                own = own - w
-            out += [row.t, go.x + own * of_x, go.x0 + own * of_x0, go.y + own * of_y, go.noise, *along]
-        landing = process.c(s) == 0
+            go = slide(process, self.space, t, row.t)
+            x = moved([go.x, go.y, go.noise, go.x0, *rest[1:]], go.along, row.weights)
+            out += [row.t, *x[: 4 + k]]
+            slopes.append(slope(x, row.t, k + 1))
         gap = [w - less for w, less in zip(rows[-1].weights, self.lower(rows), strict=True)]
-        gap.append(torch.full_like(t, -self.end))
-        return *out, *(torch.where(landing, 0.0, go.along * w) for w in gap)
+        return *out, *moved([zero, zero, zero, *rest], go.along, [*gap, torch.full_like(t, -self.end)])
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         pred = ask(state.x, state.t)
@@ -80,56 +93,50 @@ class Staged(Solver):
 
     def advance(self, state: State, pred: Pred, s: Tensor, ask: Ask, process: Affine) -> Move:
         """The step, its first prediction given."""
-        flat = list(
-            process.once(self, lambda t, s, i: self.weigh(process, t, s, i), state.t, s, state.i.to(torch.float64))
-        )
-        rows = []
-        for k in range(int(self.calls)):  # the k-th row has k slopes
-            rows.append(flat[: 5 + k])
-            flat = flat[5 + k :]
-        slopes: list[Tensor] = []
-        x = state.x
-        for k, (t, of_x, of_x0, of_y, of_noise, *weights) in enumerate(rows):
-            w = Weights(of_x, of_x0, of_y, of_noise, 0.0, 0.0)
-            terms = [(of_x0, pred.mean), *zip(weights, slopes, strict=True)]
-            wanted = k == len(rows) - 1 or any(not nil(later[5 + k]) for later in rows[k + 1 :])
-            if not wanted:
-                slopes.append(torch.zeros_like(x))  # never weighed
+        place = self.place(state, ask).to(torch.float64)
+        flat = process.once(self, lambda t, s, i: self.weigh(process, t, s, i), state.t, s, place)
+        rows, begin = [], 0
+        for k in range(int(self.calls)):
+            rows.append(flat[begin : begin + 5 + k])
+            begin += 5 + k
+        answers, x = [pred.mean], state.x
+
+        def combined(of_x: Weight, of_y: Weight, of_noise: Weight, *of_answers: Weight) -> Tensor:
+            terms = list(zip(of_answers, answers, strict=False))
+            return process.apply(Weights(of_x, 0.0, of_y, of_noise, 0.0, 0.0), state.x, terms, state.cond, ask.noise)
+
+        for k, (at, *weights) in enumerate(rows):
+            wanted = [later[5 + k] for later in rows[k + 1 :]]
+            if k < len(rows) - 1 and all(nil(w) for w in wanted):
+                answers.append(torch.zeros_like(x))  # never weighed
                 continue
-            x = process.apply(w, state.x, terms, state.cond, ask.noise)
+            x = combined(*weights)
             if k < len(rows) - 1:
-                at = spread(t, state.t)
-                units = torch.zeros(at.shape, dtype=torch.bool)
-                for later in rows[k + 1 :]:
-                    units = units | (spread(later[5 + k], at) != 0)
-                slopes.append(process.from_x0(KIND[self.space], ask_where(ask, x, at, units), x, at, state.cond))
-        if "err" not in ask.loop.grid.entry.needs:
+                answers.append(ask_where(ask, x, spread(at, state.t), wanted))
+        if not asked(ask):
             return Move(x)
+        if all(nil(w) for w in flat[begin:]):
+            return Move(x, err=torch.zeros_like(state.t))
         if not nil(flat[-1]):
-            slopes.append(process.from_x0(KIND[self.space], ask(x, s, role="stage").mean, x, s, state.cond))
-        return Move(x, err=self.error(state, pred, x, slopes, flat[: len(slopes)], process))
-
-    def error(
-        self, state: State, pred: Pred, x: Tensor, slopes: list[Tensor], gap: list[Weight], process: Affine
-    ) -> Tensor:
-        """The distance to the embedded step, relative to max(1, |x|), of each unit: root mean squares, on the CPU."""
-        if all(nil(w) for w in gap):
-            return torch.zeros_like(state.t)
-        first = process.from_x0(KIND[self.space], pred.mean, state.x, state.t, state.cond)
-        own = -sum(gap)
-        distance = combine((own, first), *zip(gap, slopes, strict=True))
-        return relative(distance, x, state.t)
+            answers.append(ask(x, s, role="stage").mean)
+        return Move(x, err=relative(combined(*flat[begin:]), x, state.t))
 
 
-def ask_where(ask: Ask, x: Tensor, t: Tensor, units: Tensor) -> Tensor:
-    """The data predictions at a stage, computed for the elements only that have a unit which needs it."""
-    rows = units.reshape(len(units), -1).any(1).nonzero()[:, 0]
-    if len(rows) == len(units):
+def ask_where(ask: Ask, x: Tensor, t: Tensor, weights: Sequence[Weight]) -> Tensor:
+    """The data predictions at a stage, computed for the elements only that have a unit with a weight for it."""
+    if any(full(w) for w in weights):
         mean: Tensor = ask(x, t, role="stage").mean
         return mean
+    wanted = torch.stack([spread(w, t) != 0 for w in weights]).any(0)
+    rows = wanted.reshape(len(wanted), -1).any(1).nonzero()[:, 0]
     some = ask.many([Query(x, t, role="stage").rows(rows)])[0].mean
     out: Tensor = torch.zeros_like(x).index_copy(0, rows.to(x.device), some)
     return out
+
+
+def asked(ask: Ask) -> bool:
+    """Whether the grid wants to know the local error of a step: it may cost a call, and time."""
+    return "err" in ask.loop.grid.entry.needs
 
 
 def relative(gap: Tensor, x: Tensor, t: Tensor) -> Tensor:

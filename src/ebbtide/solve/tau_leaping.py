@@ -56,7 +56,7 @@ class TauLeaping(Solver):
     several: Literal["reject", "first"] = "reject"
 
     @property
-    def calls(self) -> int:  # type: ignore[override]
+    def calls(self) -> int:
         return 1 + self.corrector
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Discrete) -> tuple[Move, Pred]:

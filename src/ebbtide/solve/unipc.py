@@ -47,11 +47,11 @@ class UniPC(Multistep):
         return self.predictor
 
     @property
-    def order(self) -> int:  # type: ignore[override]
+    def order(self) -> int:
         return self.predictor + self.corrector
 
     @property
-    def startup(self) -> int:  # type: ignore[override]
+    def startup(self) -> int:
         return min(self.order, 3 if self.corrector else 2)
 
     def moments(self, process: Affine, t: Tensor, s: Tensor, fade: Tensor, count: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ Differs  the error of steps is measured on trajectories, where those papers boun
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ def optimise_grid(
     candidates: int = 80,
     last: float = 1e-3,
     trials: int = 120,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Callable[[float, float], None] | None = None,
 ) -> Plan:
     """The plan with the grid of `steps` times, as an `explicit` one, that ends nearest the model's own fine trajectories.
 
@@ -61,7 +62,7 @@ def optimise_grid(
     candidates  log-SNR points that the programme chooses from
     last        the cleanest time from which the last step may be taken; the noisiest is where the plan begins
     trials      runs of the plan's solver that move points; 0 leaves the grid as the programme found it
-    watch       called with (runs and reference steps done, all there are)
+    watch       called with the calls of one sample (made, expected in all); the search may end with fewer
 
     Raises EbbError for a process that is not Gaussian, a solver that draws noise, and too few candidates.
     """
@@ -78,29 +79,50 @@ def optimise_grid(
     if not isinstance(process, Affine) or "gaussian" not in process.gives or not isinstance(state.x, Tensor):
         raise EbbError("grids are optimised for one tensor under a Gaussian process; sample this model in another.")
 
-    done, total = 0, candidates + (trials + 4 if steps > 1 else 0)
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if watch is not None:
-            watch(min(done, total), total)
-
+    guided = math.prod(g.calls for g in plan.parts("guide"))
+    work = _Work(watch, solver.calls * guided, steps, trials if steps > 1 else 0, 2 * guided * candidates)
     lam = _candidates(process, first, last, candidates)
     times = [first, *process.time(lam[1:]).tolist()]
-    x0 = _reference(model, plain, cond, n, seed, times, tick)
+    x0 = _reference(model, plain, cond, n, seed, times, work)
     if steps == 1:
         return plan.replace(grid={"name": "explicit", "times": [first, 0.0]})
 
-    search = _Search(model, plain, cond, n, seed, steps, process, first, x0[-1], tick)
+    search = _Search(model, plain, cond, n, seed, steps, process, first, x0[-1], work)
     costs = _Costs(process, torch.tensor(times, dtype=torch.float64), x0, 1 if solver.order == 1 else 2)
     low, high = float(lam[1]), float(lam[-1])
     even = torch.linspace(max(float(lam[0]), _NOISY), high, steps, dtype=torch.float64)
     for chosen in {tuple(costs.best(steps, power)) for power in (1, 2)}:
         search.offer(lam[list(chosen)].tolist())
     search.offer(even.tolist())
-    search.refine(low, high, trials)
+    search.refine(low, high)
+    work.end()
     return plan.replace(grid={"name": "explicit", "times": [*search.times, 0.0]})
+
+
+@dataclass
+class _Work:
+    """The calls of one sample: made, and still to come in the `fine` trajectories and in as many trials as are left.
+
+    each   calls of a step of the plan's solver; a trial runs from the point that was moved, which is half way on average
+    """
+
+    watch: Callable[[float, float], None] | None
+    each: float
+    steps: int
+    trials: int
+    fine: float
+    made: float = 0.0
+
+    def add(self, calls: float) -> None:
+        """So many calls were made."""
+        self.made, self.fine = self.made + calls, max(0.0, self.fine - calls)
+        if self.watch is not None:
+            self.watch(self.made, self.made + self.fine + self.trials * self.each * self.steps / 2)
+
+    def end(self) -> None:
+        """No more are to come."""
+        self.trials, self.fine = 0, 0.0
+        self.add(0.0)
 
 
 def _candidates(process: Affine, first: float, last: float, n: int) -> Tensor:
@@ -115,7 +137,7 @@ def _candidates(process: Affine, first: float, last: float, n: int) -> Tensor:
 
 
 def _reference(
-    model: Model, plan: Plan, cond: Any, n: int, seed: int | Sequence[int], times: list[float], tick: Callable[[], None]
+    model: Model, plan: Plan, cond: Any, n: int, seed: int | Sequence[int], times: list[float], work: _Work
 ) -> Tensor:
     """The predictions x0 along fine trajectories, and their end: (M + 1, n * numbers) float64."""
     fine = plan.replace(solve={"name": "heun", "space": "data"}, grid={"name": "explicit", "times": [*times, 0.0]})
@@ -125,7 +147,7 @@ def _reference(
         assert step.pred is not None
         rows.append(step.pred.mean.double().cpu().reshape(-1))
         state = step.state
-        tick()
+        work.add(step.calls / n)
     return torch.stack([*rows, state.x.double().cpu().reshape(-1)])
 
 
@@ -197,7 +219,7 @@ class _Search:
     process: Affine
     first: float
     end: Tensor
-    tick: Callable[[], None]
+    work: _Work
     error: float = float("inf")
     times: list[float] = field(default_factory=list)
     lam: list[float] = field(default_factory=list)
@@ -220,10 +242,11 @@ class _Search:
         state = states[-1]
         shape = state.memory["grid"]["points"].shape
         state = state.remember("grid", {"points": points.expand(shape).clone()})
+        calls = 0
         for step in self.loop.run(state):
-            state = step.state
+            state, calls = step.state, calls + step.calls
             states = [*states, state]
-        self.tick()
+        self.work.add(calls / self.n)
         away = (state.x.double().cpu().reshape(-1) - self.end).reshape(self.n, -1)
         error = float(away.square().mean(1).sqrt().mean())
         if not error < self.error:
@@ -231,20 +254,20 @@ class _Search:
         self.error, self.times, self.lam, self.states = error, times, lam, states
         return True
 
-    def refine(self, low: float, high: float, trials: int) -> None:
+    def refine(self, low: float, high: float) -> None:
         """Move points one at a time by a share of the gap to their neighbour, smaller shares when none helps."""
-        share, left = 0.4, trials
-        while share > 0.02 and left > 0:
+        share = 0.4
+        while share > 0.02 and self.work.trials > 0:
             better = False
             for k in range(1, self.steps):
                 for side in (-1, 1):
-                    if left <= 0:
+                    if self.work.trials <= 0:
                         return
                     lam = list(self.lam)
                     below = max(lam[k - 1], low - 1.0)
                     above = lam[k + 1] if k + 1 < self.steps else high + 1.0
                     lam[k] += share * ((above - lam[k]) if side > 0 else (below - lam[k]))
-                    left -= 1
+                    self.work.trials -= 1
                     if self.offer(lam, k):
                         better = True
                         break

@@ -1,0 +1,102 @@
+"""The options that commands share, each declared once: its names, its help, and the panel of the help that it stands in.
+
+    def sample(model: Model = None, data: Data = None, n: Annotated[int | None, count("How many samples (16).")] = None): ...
+
+`Options` is what was typed of those that say what is sampled and how; `typed(locals())` takes it from a command's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import typer
+
+WHAT, HOW, SHOWN = "What is sampled", "How", "What is written and shown"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed; None where nothing was said."""
+
+    model: str | None = None
+    data: str | None = None
+    denoiser: str | None = None
+    size: int | None = None
+    plan: str | None = None
+    label: str | None = None
+    n: int | None = None
+    seed: str | None = None
+    batch: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    solver: str | None = None
+    grid: str | None = None
+    eta: float | None = None
+    process: str | None = None
+    sets: list[str] | None = None
+
+
+def typed(given: Mapping[str, Any], *but: str) -> Options:
+    """The options among a command's arguments, by their names; those named in `but` mean something else there."""
+    known = {f.name for f in fields(Options)} - {*but}
+    return Options(**{name: value for name, value in given.items() if name in known})
+
+
+# -------------------------------------------------------------------- how options are declared
+
+
+def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> Any:
+    """An option whose default is told by its help, if at all."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+def what(*names: str, help: str, metavar: str | None = None) -> Any:
+    """An option on what is sampled."""
+    return option(*names, help=help, metavar=metavar, panel=WHAT)
+
+
+def how(*names: str, help: str, metavar: str | None = None) -> Any:
+    """An option on how it is sampled."""
+    return option(*names, help=help, metavar=metavar, panel=HOW)
+
+
+def shown(*names: str, help: str, metavar: str | None = None) -> Any:
+    """An option on what is written and shown."""
+    return option(*names, help=help, metavar=metavar, panel=SHOWN)
+
+
+def count(help: str) -> Any:
+    """-n"""
+    return what("-n", help=help)
+
+
+def seeds(first: int) -> Any:
+    """--seed, with its default."""
+    return what("--seed", metavar="S|S,S,..", help=f"Sample j has seed S + j ({first}), or the j-th of a list.")
+
+
+# -------------------------------------------------------------------- those that several commands have
+
+Model = Annotated[
+    str | None, typer.Argument(help="A shipped model, a trained folder, or pictures.", show_default=False)
+]
+Data = Annotated[str | None, what("--data", metavar="PATH", help="Your own pictures, a folder or .npz: no network.")]
+Denoiser = Annotated[
+    str | None, what("--denoiser", help="For --data: local (new pictures), exact (repeats them) or wiener.")
+]
+Size = Annotated[int | None, what("--size", help="For --data: make all pictures this many pixels square.")]
+Label = Annotated[str | None, what("--label", metavar="K|K,K,..|none", help="The class, or several taken in turn.")]
+
+Guidance = Annotated[float | None, how("--guidance", help="Strength of classifier-free guidance; 1 is none.")]
+Process = Annotated[str | None, how("--process", metavar="PART", help="Sample in another process.")]
+Device = Annotated[str | None, how("--device", help="cpu, cuda, mps...")]
+Dtype = Annotated[str | None, how("--dtype", help="float32, float64, float16 or bfloat16.")]
+
+Overwrite = Annotated[bool, shown("--overwrite", help="Replace files that exist.")]
+Preview = Annotated[bool, shown("--preview", help="Show the picture forming.")]
+Quiet = Annotated[bool, shown("--quiet", "-q", help="Show nothing but errors.")]
+Json = Annotated[bool, shown("--json", help="One JSON object on stdout.")]
