@@ -1,4 +1,4 @@
-"""The schedulers of diffusers as the benches run them: built from a config, started again, called for an exact prediction."""
+"""The schedulers of diffusers as benches and oracle tests run them: built from a config, asked at the level that they hold."""
 
 from __future__ import annotations
 
@@ -62,13 +62,18 @@ def within(config: Config, calls: int) -> int | None:
 
 def time_of(scheduler: Any, process: Any, call: int, t: Tensor) -> Tensor:
     """Our time of a call, (1,): that of the level the scheduler holds, not of the rounded step it tells a network."""
+    name = type(scheduler).__name__
+    if name == "IPNDMScheduler":
+        return t.double().reshape(1)
     if not hasattr(scheduler, "sigmas"):
         return ((t.double() + 1) / scheduler.config.num_train_timesteps).reshape(1)
     sigmas = scheduler.sigmas
     if hasattr(scheduler, "sigmas_interpol") and call % 2:
         sigmas = scheduler.sigmas_interpol
     sigma = sigmas[call].double().reshape(1)
-    if "flow" in process.entry.name:
+    if name.startswith("EDM"):
+        return sigma / scheduler.config.sigma_max
+    if name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
         return sigma
     found: Tensor = process.time(-sigma.log())
     return found

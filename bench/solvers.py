@@ -161,11 +161,11 @@ def distance(pictures: Tensor) -> float:
 
 def chosen(plans: dict[str, Callable[[int, int], Tensor]]) -> tuple[float, str]:
     """The plan of the least distance on some starts, and its distance on others."""
-    few = {name: distance(run(300, OTHER)) for name, run in plans.items()}
+    few = {name: distance(run(200, OTHER)) for name, run in plans.items()}
     finalists = sorted(few, key=lambda name: few[name])[:4]
-    more = {name: distance(plans[name](1000, 2 * OTHER)) for name in finalists}
+    more = {name: distance(plans[name](600, 2 * OTHER)) for name in finalists}
     winner = min(more, key=lambda name: more[name])
-    return distance(plans[winner](2000, SEED)), winner
+    return distance(plans[winner](1000, SEED)), winner
 
 
 def labels(n: int) -> list[int]:
@@ -176,9 +176,6 @@ def labels(n: int) -> list[int]:
 def on_digits() -> Iterator[figures.Figure]:
     """Frechet distances at equal calls."""
     model = ebb.load("digits")
-    p: Any = model.process
-    fine = distance(ebb.sample(model, Plan(**cv.fine(p, 64)), cond=labels(2000), n=2000, seed=SEED).x)
-    yield figures.Figure("digits, its own fine solution, 128 calls", fine, unit="")
     for calls in (8, 12):
         theirs, ours = {}, {}
         for config in schedulers.flow():

@@ -149,7 +149,7 @@ def test_what_a_name_became_is_told(toy: Any, run: Run) -> None:
     ("options", "word"),
     [
         ("--solver dpmpp_2n", "or dpmpp-2m or"),
-        ("--solver dpmpp_sde", "the solver 'dpmpp-2m-sde'"),
+        ("--solver seeds_2", "the solver 'dpmpp-2m-sde'"),
         ("--solver 'DPM++ 2S a Karras'", "the solver 'dpmpp-2m-sde'"),
         ("--solver 'dpmpp_2m:order=2'", "no solve 'dpmpp_2m'"),
         ("--solver dpm_adaptive --grid karras", "leave --grid karras out"),

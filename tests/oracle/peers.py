@@ -20,6 +20,7 @@ import ebbtide as ebb
 from ebbtide.core import registry
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.interop.schedulers import Found, read
+from schedulers import build, in_sigma, time_of
 
 EVENT, ROWS = (5,), 6
 
@@ -121,12 +122,12 @@ def theirs(
         draws = iter(noise.unbind(1))
         vars(sys.modules[type(scheduler).__module__])["randn_tensor"] = lambda *a, **k: next(draws)
     scheduler.set_timesteps(steps)
-    levels = hasattr(scheduler, "sigmas") and _in_sigma(scheduler)
+    levels = hasattr(scheduler, "sigmas") and in_sigma(scheduler)
     x = start
     if skip:
         scheduler.set_begin_index(skip)
     for call, t in list(enumerate(scheduler.timesteps))[skip:]:
-        time = _time(scheduler, process, call, t)
+        time = time_of(scheduler, process, call, t)
         if levels and call == 0:
             x = x / process.a(time)
         inside = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -142,37 +143,8 @@ def gap(
     """The largest difference of the two runs at their ends, of the plan that this config becomes (`slots` changed)."""
     found = read(config, steps)
     states, times, start = ours(found, noise, **slots)
-    scheduler = scheduler_of(config)
+    scheduler = build(config)
     *_, last = theirs(scheduler, steps, start, found, noise, **(step or {}))
-    if _in_sigma(scheduler):
+    if in_sigma(scheduler):
         last = last * registry.make("process", found.process).a(torch.tensor([times[-1]], dtype=torch.float64))
     return float((last - states[-1]).abs().max())
-
-
-def _in_sigma(scheduler: Any) -> bool:
-    """Whether the sample is x / a, as in k-diffusion."""
-    name = type(scheduler).__name__
-    return name.startswith(("EulerDiscrete", "EulerAncestral", "Heun", "KDPM2", "LMS"))
-
-
-def _time(scheduler: Any, process: Any, call: int, t: Tensor) -> Tensor:
-    """Our time of a call: that of the level the scheduler holds, not of the rounded index it tells the network."""
-    if type(scheduler).__name__ == "IPNDMScheduler":
-        return t.double().reshape(1)
-    if not hasattr(scheduler, "sigmas"):
-        return ((t.double() + 1) / scheduler.config.num_train_timesteps).reshape(1)
-    sigmas = scheduler.sigmas
-    if hasattr(scheduler, "sigmas_interpol") and call % 2:
-        sigmas = scheduler.sigmas_interpol
-    sigma = sigmas[call].double().reshape(1)
-    if type(scheduler).__name__.startswith("EDM"):
-        return sigma / scheduler.config.sigma_max
-    if type(scheduler).__name__.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
-        return sigma
-    return process.time(-sigma.log())
-
-
-def scheduler_of(config: dict[str, Any]) -> Any:
-    """A live scheduler with this config."""
-    fields = {k: v for k, v in config.items() if k != "_class_name"}
-    return getattr(diffusers, config["_class_name"])(**fields)

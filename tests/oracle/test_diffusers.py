@@ -23,6 +23,7 @@ import torch
 from ebbtide.core import registry
 from ebbtide.core.state import State
 from ebbtide.interop.schedulers import read
+from schedulers import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -182,7 +183,7 @@ def test_3s_but_for_the_weight_of_its_second_stage(steps: int, data: bool) -> No
     )
     found = read(c, steps)
     states, _, start = peers.ours(found)
-    scheduler = peers.scheduler_of(c)
+    scheduler = build(c)
     update = scheduler.singlestep_dpm_solver_second_order_update
 
     def stage(*args: Any, **named: Any) -> torch.Tensor:
@@ -203,7 +204,7 @@ def test_ipndm_but_for_its_first_step() -> None:
     found = read(c, 10)
     later = {"name": "explicit", "times": found.plan.grid["times"][1:]}
     states, _, start = peers.ours(found, grid=later)
-    *_, last = peers.theirs(peers.scheduler_of(c), 10, start, found, skip=1)
+    *_, last = peers.theirs(build(c), 10, start, found, skip=1)
     assert float((last - states[-1]).abs().max()) < 1e-11
 
 
@@ -222,7 +223,7 @@ def test_a_dynamic_shift(form: str) -> None:
     mu = 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256)
     found = read(c, 10, mu=mu)
     states, _, start = peers.ours(found)
-    scheduler = peers.scheduler_of(c)
+    scheduler = build(c)
     scheduler.set_timesteps(10, mu=mu)
     scheduler.set_timesteps = lambda steps: None
     *_, last = peers.theirs(scheduler, 10, start, found)
@@ -251,7 +252,7 @@ def test_sa_solver_of_one_strength(terms: int) -> None:
     c = config("SASolverScheduler", **SD, predictor_order=terms, corrector_order=terms + 1, lower_order_final=False)
     found, noise = read(c, 10), peers.tape(12)
     states, _, start = peers.ours(found, noise)
-    scheduler = peers.scheduler_of(c)
+    scheduler = build(c)
     scheduler.tau_func = lambda t: 1.0
     weights = scheduler.get_coefficients_fn
     scheduler.get_coefficients_fn = lambda order, *a, **k: weights(int(order), *a, **k)

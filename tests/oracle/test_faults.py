@@ -16,6 +16,7 @@ from torch import Tensor
 import ebbtide as ebb
 from ebbtide.core import registry
 from ebbtide.interop.schedulers import CLASSES, read
+from schedulers import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -66,7 +67,7 @@ def test_the_peer_is_not_a_number_at_the_data(lifted: None) -> None:
     config = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}
     found = read(config, 8)
     states, _, start = peers.ours(found)
-    *_, last = peers.theirs(peers.scheduler_of(config), 8, start, found)
+    *_, last = peers.theirs(build(config), 8, start, found)
     assert bool(last.isnan().all())
     assert bool(states[-1].isfinite().all())
 
@@ -85,7 +86,7 @@ def test_noise_does_not_depend_on_the_batch() -> None:
     assert torch.equal(many[2:3], ebb.sample(model, found.plan, n=1, seed=7).x)
 
     def peer(rows: int) -> Tensor:
-        scheduler = peers.scheduler_of(config)
+        scheduler = build(config)
         scheduler.set_timesteps(6)
         draw = torch.Generator().manual_seed(5)
         x = torch.ones(rows, 5) * scheduler.init_noise_sigma
@@ -114,7 +115,7 @@ def _errors(steps: int) -> tuple[float, float]:
     exact = peers.ours(found, grid={"name": "explicit", "sigmas": fine.tolist()}, solve=rk4)[0][::2]
     process = registry.make("process", found.process)
 
-    scheduler, model, x = peers.scheduler_of(config), peers.Exact(process, "eps"), exact[0]
+    scheduler, model, x = build(config), peers.Exact(process, "eps"), exact[0]
     scheduler.set_timesteps(steps)
     for k in range(steps - 1):
         x = exact[k] if k < 3 else x

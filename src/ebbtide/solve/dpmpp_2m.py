@@ -21,7 +21,7 @@ from torch import Tensor
 from ebbtide.core.registry import part
 from ebbtide.process.affine import Affine
 from ebbtide.solve.euler import Eta
-from ebbtide.solve.multistep import Multistep
+from ebbtide.solve.multistep import Multistep, SecondOrder
 
 
 class Midpoint(Multistep):
@@ -39,16 +39,8 @@ class DPMpp2M(Midpoint):
 
 
 @part("solve", "dpmpp-2m-sde", paper="2211.01095", needs={"affine"}, off={"terms": 1}, baseline="ancestral")
-class DPMpp2MSDE(Midpoint):
+class DPMpp2MSDE(SecondOrder, Midpoint):
     """DPM-Solver++(2M) for the reverse SDE: the same slope, with fresh noise at every step."""
 
     terms: Literal[1, 2] = 2
     eta: Eta = 1.0
-
-    @property
-    def order(self) -> int:
-        return min(self.terms, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order

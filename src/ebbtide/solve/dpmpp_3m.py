@@ -17,7 +17,7 @@ from typing import Literal
 
 from ebbtide.core.registry import part
 from ebbtide.solve.euler import Eta
-from ebbtide.solve.multistep import Multistep
+from ebbtide.solve.multistep import Multistep, SecondOrder
 
 
 @part("solve", "dpmpp-3m", paper="2211.01095", needs={"affine"}, off={"order": 1}, baseline="euler")
@@ -40,16 +40,8 @@ class DPMpp3M(Multistep):
     baseline="ancestral",
     exempt={"order": "weak order 2 is reached from above: 2.15 (vp) and 2.25 (flow) are still seen at 512 steps"},
 )
-class DPMpp3MSDE(Multistep):
+class DPMpp3MSDE(SecondOrder):
     """DPM-Solver++(3M) for the reverse SDE: the same slopes, with fresh noise at every step."""
 
     terms: Literal[1, 2, 3] = 3
     eta: Eta = 1.0
-
-    @property
-    def order(self) -> int:
-        return min(self.terms, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order

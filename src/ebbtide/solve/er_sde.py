@@ -22,11 +22,11 @@ from torch import Tensor
 
 from ebbtide.core.registry import part
 from ebbtide.process.affine import Affine
-from ebbtide.solve.multistep import Multistep
+from ebbtide.solve.multistep import SecondOrder
 
 
 @part("solve", "er-sde", paper="2309.06169", needs={"affine"}, off={"strength": 0.0, "terms": 1}, baseline="euler")
-class ERSDE(Multistep):
+class ERSDE(SecondOrder):
     """ER-SDE: the reverse SDE whose noise is chosen by a function of its level, between the flow and the Markov chain.
 
     strength   scales the log of what is forgotten: 0 nothing (the flow), 1 the paper's
@@ -34,14 +34,6 @@ class ERSDE(Multistep):
 
     terms: Literal[1, 2, 3] = 3
     strength: Annotated[float, Field(ge=0)] = 1.0
-
-    @property
-    def order(self) -> int:
-        return min(self.terms, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order
 
     @property
     def stochastic(self) -> bool:

@@ -62,10 +62,6 @@ class GHVB(Even):
     def order(self) -> int:
         return 1 if self.form == "hb" and self.beta < 1 else 2
 
-    @property
-    def startup(self) -> int:
-        return self.order
-
     def predict(self, process: Affine, t: Tensor, s: Tensor, fade: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
         if self.beta == 1:
             return super().predict(process, t, s, fade, past)
@@ -74,9 +70,8 @@ class GHVB(Even):
         for m in range(1, min(len(past), self.terms - 1) + 1):
             now, last, *rest = averaged(m + 1, 1.0 if self.form == "hb" else self.beta)
             found = [self.beta * now, last + (1 - self.beta) * now, *rest]
-            chosen = [torch.where(past[m - 1] > 0, f * one, c) for f, c in zip(found, chosen, strict=False)] + chosen[
-                m + 1 :
-            ]
+            there = past[m - 1] > 0
+            chosen = [torch.where(there, f * one, c) for f, c in zip(found, chosen, strict=False)] + chosen[m + 1 :]
         return chosen
 
     def keep(self, state: State, pred: Pred, past: Sequence[Memory], process: Affine) -> Memory:

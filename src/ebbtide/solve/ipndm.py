@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ebbtide.core.registry import part
 from ebbtide.process.affine import Affine
-from ebbtide.solve.multistep import Multistep
+from ebbtide.solve.multistep import SecondOrder
 
 
-class Even(Multistep):
+class Even(SecondOrder):
     """Adams-Bashforth on the noise with the weights of even steps."""
 
     space = "noise"
@@ -38,11 +38,3 @@ class IPNDM(Even):
     """Improved PNDM: Adams-Bashforth for even steps on the noise, DDIM for the transfer, rising in order from a cold start."""
 
     terms: Literal[1, 2, 3, 4] = 4
-
-    @property
-    def order(self) -> int:
-        return min(self.terms, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order

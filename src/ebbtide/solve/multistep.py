@@ -145,3 +145,15 @@ class Multistep(Solver):
     def slope(self, f: Tensor, past: Sequence[Memory]) -> Tensor:
         """What is kept of a slope."""
         return f
+
+
+class SecondOrder(Multistep):
+    """A rule that is of order 2 however many slopes it combines."""
+
+    @property
+    def order(self) -> int:
+        return min(self.terms + bool(self.corrector), 2)
+
+    @property
+    def startup(self) -> int:
+        return self.order

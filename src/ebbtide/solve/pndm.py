@@ -54,14 +54,6 @@ class PNDM(Even):
     terms: Literal[1, 2, 3, 4] = 4
     warmup: Literal["rk", "adams"] = "rk"
 
-    @property
-    def order(self) -> int:
-        return min(self.terms, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order
-
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
         early = state.i < self.terms - 1
         if self.warmup == "adams" or not bool(early.any()):

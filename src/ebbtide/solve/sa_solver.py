@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ebbtide.core.registry import part
 from ebbtide.process.affine import Affine
-from ebbtide.solve.multistep import Multistep
+from ebbtide.solve.multistep import SecondOrder
 
 
 @part(
@@ -33,20 +33,12 @@ from ebbtide.solve.multistep import Multistep
     off={"tau": 0.0, "terms": 1, "corrector": False},
     baseline="euler",
 )
-class SASolver(Multistep):
+class SASolver(SecondOrder):
     """SA-Solver: a stochastic Adams method, predictor and corrector, for the reverse SDE of strength tau."""
 
     terms: Literal[1, 2, 3] = 2
     corrector: bool = True
     tau: Annotated[float, Field(ge=0)] = 1.0
-
-    @property
-    def order(self) -> int:
-        return min(self.terms + self.corrector, 2)
-
-    @property
-    def startup(self) -> int:
-        return self.order
 
     @property
     def stochastic(self) -> bool:
