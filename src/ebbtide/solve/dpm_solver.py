@@ -54,22 +54,25 @@ class DPMSolver(Staged):
     def calls(self) -> int:
         return self.order
 
-    def place(self, state: State, ask: Ask) -> Tensor:
-        """The order of each unit's step."""
+    def place(self, state: State, ask: Ask) -> tuple[Tensor, ...]:
+        """The order of each unit's step, where they differ."""
+        if not self.tail:
+            return ()
         order = torch.full_like(state.t, self.order)
         tail = () if asked(ask) else self.tail  # a grid that goes by the error does not know its last steps
         for k in range(len(tail), 0, -1):  # a unit that moves no more after k steps makes one of its last k
             order = torch.where(ask.ahead(k + 1) == ask.ahead(k), min(tail[-k], self.order), order)
-        return order
+        return (order,)
 
-    def rows(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> list[Row]:
+    def rows(self, process: Affine, t: Tensor, s: Tensor, *place: Tensor) -> list[Row]:
         if self.order == 1:
             return [Row(s, ())]
         lam, end = process.lam(t), process.lam(s)
         fade = slide(process, self.space, t, s).fade
         mean = lambda to: moments(process, "log-snr", t, to, fade, 1)[1]  # noqa: E731
         at = lambda r: process.time(lam + r * (end - lam))  # noqa: E731
-        on = lambda order: (i == order).to(t.dtype)  # noqa: E731
+        (own,) = place or (torch.full_like(t, self.order),)
+        on = lambda order: (own == order).to(t.dtype)  # noqa: E731
         first, second = at(1 / (2 + on(3))), at(2 / 3)
         if self.order == 2:
             return [Row(first, ()), Row(s, (on(2),))]

@@ -40,6 +40,7 @@ from ebbtide.core.time import Weight, combine, nil, ratio, right, spread
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.coordinates import slide
 from ebbtide.solve.dpmpp_2m import Midpoint
+from ebbtide.solve.multistep import past_of
 
 NO_DATA = -10.0  # lam below which a prediction is not history
 
@@ -159,7 +160,7 @@ class EVODiff(Midpoint):
         if not self.adaptive:
             return super().step(state, memory, s, ask, process)
         pred = ask(state.x, state.t)
-        past = [memory[k] for k in sorted(memory)]
+        past = past_of(memory)
         times = [p["t"] for p in past] + [torch.zeros_like(s)] * (2 - len(past))
         x, x0, y, noise, *rest = process.once(self, lambda *v: self.weigh_both(process, *v), state.t, s, *times)
         lift = lambda w: right(spread(w, state.t), state.x).to(state.x.device)  # noqa: E731

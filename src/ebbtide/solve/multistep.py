@@ -125,7 +125,7 @@ class Multistep(Solver):
 
     def advance(self, state: State, memory: Memory, pred: Pred, s: Tensor, ask: Ask, process: Affine) -> Move:
         """The step, its prediction given."""
-        past = [memory[k] for k in sorted(memory)]
+        past = past_of(memory)
         x, x0, y, noise, *rest = process.once(
             self, lambda t, s, *past: self.weigh(process, t, s, past), state.t, s, *(p["t"] for p in past)
         )
@@ -145,6 +145,11 @@ class Multistep(Solver):
     def slope(self, f: Tensor, past: Sequence[Memory]) -> Tensor:
         """What is kept of a slope."""
         return f
+
+
+def past_of(memory: Memory) -> list[Memory]:
+    """What is kept of earlier steps, newest first."""
+    return [memory[k] for k in sorted(memory)]
 
 
 class SecondOrder(Multistep):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ebbtide.core.loop import Ask
@@ -25,6 +26,7 @@ from ebbtide.core.time import where
 from ebbtide.process.affine import Affine
 from ebbtide.solve.coordinates import Space
 from ebbtide.solve.ipndm import Even
+from ebbtide.solve.multistep import past_of
 from ebbtide.solve.stages import Row, Staged
 
 
@@ -36,8 +38,12 @@ class PseudoRungeKutta(Staged):
     space: Space = "noise"
     calls = 4
 
-    def rows(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> list[Row]:
-        on = (i < self.steps).to(t.dtype)
+    def place(self, state: State, ask: Ask) -> tuple[Tensor, ...]:
+        """Whether each unit is still warming up."""
+        return ((state.i < self.steps).to(torch.float64),)
+
+    def rows(self, process: Affine, t: Tensor, s: Tensor, *place: Tensor) -> list[Row]:
+        (on,) = place
         middle = (t + s) / 2
         return [
             Row(middle, ()),
@@ -60,5 +66,7 @@ class PNDM(Even):
             return super().step(state, memory, s, ask, process)
         pred = ask(state.x, state.t)
         warm = PseudoRungeKutta(self.terms - 1).advance(state, pred, s, ask, process)
+        if bool(early.all()):
+            return warm._replace(memory=self.keep(state, pred, past_of(memory), process)), pred
         move = self.advance(state, memory, pred, s, ask, process)
         return move._replace(x=where(early, warm.x, move.x)), pred

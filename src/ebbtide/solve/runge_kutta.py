@@ -80,7 +80,7 @@ class RungeKutta(Staged):
     def end(self) -> float:
         return TABLEAUX[self.tableau].end
 
-    def rows(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> list[Row]:
+    def rows(self, process: Affine, t: Tensor, s: Tensor, *place: Tensor) -> list[Row]:
         tableau, sign = TABLEAUX[self.tableau], SIGN[self.space]
         rho, end = (sign * process.lam(t)).exp(), (sign * process.lam(s)).exp()
         one = torch.ones_like(t)

@@ -44,24 +44,24 @@ class Staged(Solver):
         """The weight that the embedded step gives the slope at the end of the step: one more call where it is not 0."""
         return 0.0
 
-    def place(self, state: State, ask: Ask) -> Tensor:
-        """What tells the steps of a unit apart beside their times: by default i, how many went before."""
-        return state.i
+    def place(self, state: State, ask: Ask) -> tuple[Tensor, ...]:
+        """What tells the steps of a unit apart beside their times, float64 shaped like them; nothing by default."""
+        return ()
 
-    def rows(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> list[Row]:
-        """The stages, then the step itself, for units at their place i."""
+    def rows(self, process: Affine, t: Tensor, s: Tensor, *place: Tensor) -> list[Row]:
+        """The stages, then the step itself, for units at this place."""
         raise NotImplementedError
 
     def lower(self, rows: list[Row]) -> tuple[Tensor, ...]:
         """The weights of an embedded step of lower order, in place of those of the last row."""
         return tuple(torch.zeros_like(w) for w in rows[-1].weights)
 
-    def weigh(self, process: Affine, t: Tensor, s: Tensor, i: Tensor) -> tuple[Tensor, ...]:
+    def weigh(self, process: Affine, t: Tensor, s: Tensor, *place: Tensor) -> tuple[Tensor, ...]:
         """The time of each row and the weights of its x: of x_t, y, noise, and of one more prediction than the row before.
 
         Last the weights of the distance to the embedded step, in which the prediction at the end counts too.
         """
-        rows, zero, one = self.rows(process, t, s, i), torch.zeros_like(t), torch.ones_like(t)
+        rows, zero, one = self.rows(process, t, s, *place), torch.zeros_like(t), torch.ones_like(t)
         rest = [zero] * (len(rows) + 1)
 
         def slope(x: list[Tensor], at: Tensor, k: int) -> list[Tensor]:
@@ -93,8 +93,7 @@ class Staged(Solver):
 
     def advance(self, state: State, pred: Pred, s: Tensor, ask: Ask, process: Affine) -> Move:
         """The step, its first prediction given."""
-        place = self.place(state, ask).to(torch.float64)
-        flat = process.once(self, lambda t, s, i: self.weigh(process, t, s, i), state.t, s, place)
+        flat = process.once(self, lambda *at: self.weigh(process, *at), state.t, s, *self.place(state, ask))
         rows, begin = [], 0
         for k in range(int(self.calls)):
             rows.append(flat[begin : begin + 5 + k])
