@@ -134,15 +134,18 @@ def diffusion() -> Iterator[Config]:
 
 
 def flow() -> Iterator[Config]:
-    """Every deterministic scheduler of a network that predicts the flow, with several shifts."""
+    """Every scheduler of a network that predicts the flow, with several shifts; two of them draw noise."""
     for shift in (0.5, 1.0, 2.0, 3.0):
         for levels in LEVELS:
             yield {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift, **levels}
+        yield {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift, "stochastic_sampling": True}
         yield {"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": shift}
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
         for order in (2, 3):
-            yield {"_class_name": "DPMSolverMultistepScheduler", "solver_order": order, **flow}
+            for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
+                kind: Config = {"algorithm_type": algorithm, "solver_order": order}
+                yield {"_class_name": "DPMSolverMultistepScheduler", **kind, **flow}
             yield {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": order, **flow}
             yield {"_class_name": "DEISMultistepScheduler", "solver_order": order, **flow}
-            for kind in ("bh1", "bh2"):
-                yield {"_class_name": "UniPCMultistepScheduler", "solver_order": order, "solver_type": kind, **flow}
+            for form in ("bh1", "bh2"):
+                yield {"_class_name": "UniPCMultistepScheduler", "solver_order": order, "solver_type": form, **flow}
