@@ -50,7 +50,7 @@ EXACT: dict[str, schedulers.Config] = {
     "euler": {"_class_name": "DDIMScheduler", "clip_sample": False},
     "dpmpp-2m": MULTISTEP,
     "heun": {"_class_name": "HeunDiscreteScheduler"},
-    "runge-kutta": {"_class_name": "KDPM2DiscreteScheduler"},
+    "dpm-solver, order 2": {"_class_name": "KDPM2DiscreteScheduler"},
     "dpmpp-3m": {**MULTISTEP, "solver_order": 3},
     "dpmpp-2s": SINGLESTEP,
     "dpm-solver": {**SINGLESTEP, "solver_order": 3, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
