@@ -64,6 +64,10 @@ class Discrete(Process):
             (slope,) = torch.autograd.grad(self.alpha(t).sum(), t)
         return -slope
 
+    def loss(self, t: Tensor) -> Tensor:
+        """beta = -alpha' / alpha, how often a token is lost, shaped like t; finite at t = 1 too."""
+        return self.rate(t) / self.alpha(t).clamp_min(1e-12)
+
     def lost(self, like: Tensor, noise: Noise) -> Tensor:
         """What tokens become when they are lost: draws of pi, shaped like `like`."""
         raise NotImplementedError
@@ -74,6 +78,13 @@ class Discrete(Process):
 
     def posterior(self, x: Tensor, logits: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) for s <= t when the clean token has the law softmax(logits): x.shape + (states,), float64."""
+        raise NotImplementedError
+
+    def reversal(self, x: Tensor, logits: Tensor, t: Tensor) -> Tensor:
+        """Rates of the jumps back from x to every y at time t > 0, the clean token of law softmax(logits).
+
+        x.shape + (states,), float64; what stands at y = x means nothing.
+        """
         raise NotImplementedError
 
     def transition(self, t: Tensor, s: Tensor) -> Tensor:

@@ -72,6 +72,10 @@ class Masked(Discrete):
         drawn[..., self.mask] = (1 - reveal)[..., 0]
         return torch.where((x == self.mask)[..., None], drawn, one_hot(x, self.states).double())
 
+    def reversal(self, x: Tensor, logits: Tensor, t: Tensor) -> Tensor:
+        clean = self.posterior(x, logits, torch.ones_like(t), torch.zeros_like(t))  # a token that shows is what it is
+        return clean * spread(self.nelbo_weight(t), logits)
+
     def transition(self, t: Tensor, s: Tensor) -> Tensor:
         keep = self.kept(t, s)[..., None, None]
         to_mask = torch.zeros(self.states, self.states, dtype=torch.float64)

@@ -48,6 +48,10 @@ class Uniform(Discrete):
         p = self._mixed(here, self.kept(s, t)) * self._mixed(w, self.alpha(s))
         return p / p.sum(-1, keepdim=True)
 
+    def reversal(self, x: Tensor, logits: Tensor, t: Tensor) -> Tensor:
+        w = logits.double().softmax(-1) / self.evidence(x, t).clamp_min(1e-300)
+        return self._mixed(w, self.alpha(t)) * spread(self.loss(t), logits) / self.vocab
+
     def transition(self, t: Tensor, s: Tensor) -> Tensor:
         keep = self.kept(t, s)[..., None, None]
         return keep * torch.eye(self.vocab, dtype=torch.float64) + (1 - keep) / self.vocab

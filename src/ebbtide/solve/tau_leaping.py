@@ -94,29 +94,14 @@ class TauLeaping(Solver):
 
 def reverse_rates(process: Discrete, x: Tensor, logits: Tensor, t: Tensor) -> Tensor:
     """R^(x -> y) at time t > 0 for all y, 0 for y = x: x.shape + (states,), float64."""
-    alpha = process.alpha(t)
-    if "masked" in process.gives:
-        one = torch.ones_like(t)
-        clean = process.posterior(x, logits, one, torch.zeros_like(t))  # a token that shows is what it is
-        rates = clean * spread(process.rate(t) / (1 - alpha), logits)
-    else:
-        w = logits.double().softmax(-1) / process.evidence(x, t).clamp_min(1e-300)
-        kept = spread(alpha, w)
-        mixed = kept * w + (1 - kept) / process.states * w.sum(-1, keepdim=True)
-        rates = mixed * spread(_loss(process, t), logits) / process.states
-    return rates * _elsewhere(x, process)
+    return process.reversal(x, logits, t) * _elsewhere(x, process)
 
 
 def forward_rates(process: Discrete, x: Tensor, t: Tensor) -> Tensor:
     """R(x -> y) at time t for all y, 0 for y = x: x.shape + (states,), float64."""
     onto = process.transition(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))[0]
     rates = _elsewhere(x, process) * onto.to(x.device)[x]  # all is lost from 0 to 1: row x is what a loss makes of it
-    return rates * spread(_loss(process, t), rates)
-
-
-def _loss(process: Discrete, t: Tensor) -> Tensor:
-    """beta = -alpha' / alpha, how often a token is lost; finite at t = 1 too."""
-    return process.rate(t) / process.alpha(t).clamp_min(1e-12)
+    return rates * spread(process.loss(t), rates)
 
 
 def _elsewhere(x: Tensor, process: Discrete) -> Tensor:
