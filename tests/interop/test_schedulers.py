@@ -16,7 +16,8 @@ import ebbtide as ebb
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
-from ebbtide.interop.schedulers import CLASSES, read
+from ebbtide.interop.fields import CLASSES
+from ebbtide.interop.schedulers import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 BOUND = sorted(set(CLASSES) - {"KDPM2AncestralDiscreteScheduler"})
