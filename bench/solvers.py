@@ -36,6 +36,7 @@ from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.model import process as make_process
 from ebbtide.measure import convergence as cv
+from ebbtide.measure import survey as sv
 from ebbtide.tune.grids import optimise_grid
 
 CALLS = (8, 10, 15, 20, 50)
@@ -62,7 +63,7 @@ def rms(x: Tensor) -> float:
 
 def said(plan: Plan) -> str:
     """Solver and grid."""
-    return f"{cv.called(plan.solve)} on {cv.called({k: v for k, v in plan.grid.items() if k != 'times'})}"
+    return f"{sv.called(plan.solve)} on {sv.called({k: v for k, v in plan.grid.items() if k != 'times'})}"
 
 
 # -------------------------------------------------------------------- the exact mixture
@@ -115,29 +116,29 @@ def best_of_theirs(model: Model, start: Tensor, truth: Tensor, calls: int) -> tu
     return least, which
 
 
-def surveyed(setting: cv.Setting, reference: cv.Reference, calls: int) -> list[cv.Row]:
+def surveyed(setting: sv.Setting, reference: cv.Reference, calls: int) -> list[cv.Row]:
     """Every solver on every grid, the least error first."""
-    plain = cv.survey(setting).pairs
-    grids = {cv.called(pair.grid): pair.grid for pair in plain}.values()
+    plain = sv.survey(setting).pairs
+    grids = {sv.called(pair.grid): pair.grid for pair in plain}.values()
     grids = [*grids, {"name": "clock", "spacing": "leading"}]
-    pairs = [*plain, *(cv.Pair(solve, grid) for solve in ADAMS for grid in grids)]
+    pairs = [*plain, *(sv.Pair(solve, grid) for solve in ADAMS for grid in grids)]
     rows = [cv.measure(setting, reference, pair, calls) for pair in pairs]
     return sorted((r for r in rows if r is not None), key=lambda r: r.error)
 
 
 def best_of_ours(model: Model, truth: Tensor, calls: int) -> tuple[float, str]:
     """The least error of any solver on any grid, and of the ten best solvers of few calls on a grid of their own."""
-    setting = cv.Setting(model, Plan(), None, STARTS, SEED)
+    setting = sv.Setting(model, Plan(), None, STARTS, SEED)
     rows = surveyed(setting, cv.Reference(truth, 0.0, 0.0, 0), calls)
     scale = rms(truth)
     least, which = rows[0].error * scale, rows[0].pair.name
-    solvers = {cv.called(r.pair.solve): r for r in reversed(rows)}
+    solvers = {sv.called(r.pair.solve): r for r in reversed(rows)}
     for row in sorted(solvers.values(), key=lambda r: r.error)[: 10 if calls < 50 else 0]:
         plan = optimise_grid(model, Plan(solve=row.pair.solve), row.steps, n=32, seed=OTHER, candidates=120, trials=400)
         x, used = setting.run(plan)
         error = rms(x - truth)
         if error < least and used <= calls:
-            least, which = error, f"{cv.called(row.pair.solve)} on its own grid"
+            least, which = error, f"{sv.called(row.pair.solve)} on its own grid"
     return least, which
 
 
@@ -190,18 +191,18 @@ def on_digits() -> Iterator[figures.Figure]:
             steps = schedulers.within(config, calls)
             if steps is not None:
                 theirs[schedulers.titled(config)] = _theirs(config, steps, model)
-        setting = cv.Setting(model, Plan(), labels(32), 32, OTHER)
+        setting = sv.Setting(model, Plan(), labels(32), 32, OTHER)
         reference = cv.reference(setting, 1e-3, 64, 256)
         rows = surveyed(setting, reference, calls)
         for row in rows[:4]:
             ours[row.pair.name] = _ours(row.plan(Plan()), model)
         for solve, grid in LEAVING:
             plan = Plan(solve=solve, grid={**grid, "steps": calls})
-            ours[f"{cv.called(solve)} on {cv.called(grid)}"] = _ours(plan, model)
+            ours[f"{sv.called(solve)} on {sv.called(grid)}"] = _ours(plan, model)
         best = cv.best(rows, 0)[0]
         steps = next(row.steps for row in rows if row.pair == best)
         made = optimise_grid(model, Plan(solve=best.solve), steps, cond=labels(32), n=32, seed=OTHER)
-        ours[f"{cv.called(best.solve)} on its own grid"] = _ours(made, model)
+        ours[f"{sv.called(best.solve)} on its own grid"] = _ours(made, model)
         (near, our), (far, their) = chosen(ours), chosen(theirs)
         yield figures.Figure(f"digits, {calls} calls", near / far, 0.9, said=f"{near:.3f}, {our} / {far:.3f}, {their}")
 
@@ -236,7 +237,7 @@ def on_grid() -> Iterator[figures.Figure]:
     began = time.perf_counter()
     found = optimise_grid(model, plan, 8, cond=labels(32), n=32, seed=OTHER)
     yield figures.Figure("digits, finding a grid of 8 steps", time.perf_counter() - began, 120, unit="s")
-    setting = cv.Setting(model, plan, labels(64), 64, SEED)
+    setting = sv.Setting(model, plan, labels(64), 64, SEED)
     truth = cv.reference(setting, 1e-3, 64, 256).x
     mine = cv.distance(setting.run(found)[0], truth)
     for name in ("karras", "log-snr"):
@@ -279,7 +280,7 @@ def on_memory() -> Iterator[figures.Figure]:
             state = loop.step(state).state
         kept = sum(v.numel() for m in state.memory["solve"].values() for v in _tensors(m)) / state.x.numel()
         yield figures.Figure(
-            f"memory, {cv.called(plan.solve)}", round(kept, 2), least + 0.01, unit="x", said=f"least {least}"
+            f"memory, {sv.called(plan.solve)}", round(kept, 2), least + 0.01, unit="x", said=f"least {least}"
         )
 
 

@@ -17,6 +17,7 @@ from ebbtide.core.state import Pred
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.model import Model, process
 from ebbtide.measure import convergence as cv
+from ebbtide.measure import survey as sv
 
 MEANS = [[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]]
 
@@ -31,8 +32,8 @@ def mixture(name: str = "vp-cosine") -> Model:
     return Model("mixture", law, torch.zeros(2, dtype=torch.float64), labels=3)
 
 
-def pair(solve: str, grid: str, **more: Any) -> cv.Pair:
-    return cv.Pair({"name": solve, **more}, {"name": grid})
+def pair(solve: str, grid: str, **more: Any) -> sv.Pair:
+    return sv.Pair({"name": solve, **more}, {"name": grid})
 
 
 @pytest.mark.parametrize("name", ["flow", "vp-linear", "vp-cosine", "edm"])
@@ -41,7 +42,7 @@ def test_the_fine_solution_of_a_gaussian_is_its_flow_map(name: str) -> None:
     mean, deviation = torch.tensor([1.0, -2.0], dtype=torch.float64), 0.5
     p: Any = process(name)
     model = Model("one", GaussianMixture(p, [1.0], mean[None], deviation**2), torch.zeros(2, dtype=torch.float64))
-    setting = cv.Setting(model, n=32)
+    setting = sv.Setting(model, n=32)
     ref = cv.reference(setting, tol=1e-4)
     _, start = ebb.api.begin(model, ebb.Plan(), None, 32, 0)
     one = torch.ones(1, dtype=torch.float64)
@@ -55,7 +56,7 @@ def test_the_fine_solution_of_a_gaussian_is_its_flow_map(name: str) -> None:
 @pytest.mark.parametrize(("solve", "order"), [("euler", 1), ("heun", 2)])
 def test_the_slope_is_the_order(solve: str, order: int) -> None:
     """On times that are even in the root of sigma near the data, where the flow of this process is smooth."""
-    setting = cv.Setting(mixture("vp-linear"), n=16)
+    setting = sv.Setting(mixture("vp-linear"), n=16)
     ref = cv.reference(setting, tol=1e-5, steps=512, most=1024)
     rows = [cv.measure(setting, ref, pair(solve, "quadratic"), budget) for budget in (40, 80, 160)]
     for one, two in itertools.pairwise(rows):
@@ -69,9 +70,9 @@ def test_rows_are_what_sampling_gives_and_costs() -> None:
     """Every pair with guidance: the samples of its plan, the calls that they made, and one step more would be too much."""
     model = mixture("flow")
     base = ebb.Plan(guide=[{"name": "cfg", "scale": 1.5}])
-    setting = cv.Setting(model, base, cond=[0, 1, 2], n=3, seed=5)
+    setting = sv.Setting(model, base, cond=[0, 1, 2], n=3, seed=5)
     ref = cv.reference(setting, tol=1e-2)
-    found = cv.survey(setting)
+    found = sv.survey(setting)
     assert {"euler", "heun"} <= {p.solve["name"] for p in found.pairs}
     assert {"linear", "log-snr", "karras"} <= {p.grid["name"] for p in found.pairs}
     chosen = [p for p in found.pairs if p.grid["name"] in ("linear", "karras")]
@@ -100,7 +101,7 @@ def test_starts_are_the_same_draws_at_every_first_time() -> None:
 
 
 def test_what_draws_noise_and_what_does_not_fit_is_told_apart() -> None:
-    found = cv.survey(cv.Setting(mixture("flow")))
+    found = sv.survey(sv.Setting(mixture("flow")))
     assert "ancestral" in found.drawn
     assert "masked" in found.left["solve confidence"]
     assert "number of steps" in found.left["grid explicit"]
@@ -108,11 +109,11 @@ def test_what_draws_noise_and_what_does_not_fit_is_told_apart() -> None:
     assert not {"ancestral", "confidence"} & {p.solve["name"] for p in found.pairs}
     assert not {"explicit", "staggered"} & {p.grid["name"] for p in found.pairs}
     with pytest.raises(EbbError, match="draws noise"):
-        cv.survey(cv.Setting(mixture()), [{"name": "ancestral"}])
+        sv.survey(sv.Setting(mixture()), [{"name": "ancestral"}])
     with pytest.raises(EbbError, match="number of steps"):
-        cv.survey(cv.Setting(mixture()), None, [{"name": "explicit"}])
+        sv.survey(sv.Setting(mixture()), None, [{"name": "explicit"}])
     with pytest.raises(EbbError, match="masked"):
-        cv.survey(cv.Setting(mixture()), [{"name": "confidence"}])
+        sv.survey(sv.Setting(mixture()), [{"name": "confidence"}])
 
 
 @pytest.mark.parametrize("name", ["masked", "uniform"])
@@ -120,11 +121,11 @@ def test_models_of_tokens_are_sent_elsewhere(name: str) -> None:
     denoiser = Denoiser()
     denoiser.process = process(name, vocab=5)
     with pytest.raises(EbbError, match="by their law"):
-        cv.Setting(Model("tokens", denoiser, torch.zeros(6, dtype=torch.int64)))
+        sv.Setting(Model("tokens", denoiser, torch.zeros(6, dtype=torch.int64)))
 
 
 def test_the_best_go_on_with_a_grid_of_each_solver() -> None:
-    setting = cv.Setting(mixture(), n=4)
+    setting = sv.Setting(mixture(), n=4)
     ref = cv.reference(setting, tol=1e-2)
     pairs = [pair(s, g) for s in ("euler", "heun") for g in ("linear", "cosine", "karras")]
     seen = [(p.name, b, row) for p, b, row in cv.convergence(setting, ref, pairs, (9, 3, 5), keep=1)]
@@ -144,7 +145,7 @@ def test_the_best_go_on_with_a_grid_of_each_solver() -> None:
 
 
 def test_a_pair_too_dear_for_a_budget_has_no_row() -> None:
-    setting = cv.Setting(mixture(), ebb.Plan(guide=[{"name": "cfg", "scale": 2.0}]), cond=0, n=2)
+    setting = sv.Setting(mixture(), ebb.Plan(guide=[{"name": "cfg", "scale": 2.0}]), cond=0, n=2)
     ref = cv.reference(setting, tol=1e-1)
     assert cv.measure(setting, ref, pair("euler", "linear"), 1) is None
     row = cv.measure(setting, ref, pair("euler", "linear"), 3)
@@ -163,7 +164,7 @@ def test_what_is_not_finite_has_an_infinite_error() -> None:
             return Pred(mean=torch.where((t == 0.5)[:, None], torch.nan, pred.mean))
 
     model = Model("s", Spoilt(process("flow"), [1.0], [[0.0, 1.0]], 0.2), torch.zeros(2, dtype=torch.float64))
-    setting = cv.Setting(model, n=3)
+    setting = sv.Setting(model, n=3)
     ref = cv.reference(setting, tol=1e-2)
     row = cv.measure(setting, ref, pair("euler", "linear"), 4)
     assert row is not None

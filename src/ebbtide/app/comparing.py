@@ -12,14 +12,15 @@ from ebbtide.app.screen import Live
 from ebbtide.app.stopping import Stop
 from ebbtide.core.state import Step
 from ebbtide.measure import convergence as cv
+from ebbtide.measure import survey as sv
 
 _TOL = 1e-6
 
 
 def fill(
     record: Record,
-    setting: cv.Setting,
-    pairs: Sequence[cv.Pair],
+    setting: sv.Setting,
+    pairs: Sequence[sv.Pair],
     budgets: Sequence[int],
     fine: int,
     keep: int | None,
@@ -28,7 +29,7 @@ def fill(
     """Measure what the record lacks; gives the fine solution, None where it was not reached, and the exit code."""
     guided = math.prod(g.calls for g in setting.base.parts("guide"))
     middle, others = budgets[len(budgets) // 2], sum(budgets) - budgets[len(budgets) // 2]
-    going = len(pairs) if keep is None else min(len(pairs), keep + len({cv.called(p.solve) for p in pairs}))
+    going = len(pairs) if keep is None else min(len(pairs), keep + len({sv.called(p.solve) for p in pairs}))
     show = Show(setting.model.name, 2 * guided * (fine + (fine + 1) // 2), quiet)
     show.total += middle * len(pairs) + others * going
     ref, first = None, []

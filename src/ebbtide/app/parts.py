@@ -17,7 +17,7 @@ import yaml
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.interop import samplers
-from ebbtide.measure.convergence import called
+from ebbtide.measure.survey import called
 
 
 class Typed(NamedTuple):

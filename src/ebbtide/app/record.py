@@ -10,7 +10,8 @@ from typing import Any
 
 from ebbtide.app.files import said, vacant, whole
 from ebbtide.core.errors import EbbError
-from ebbtide.measure.convergence import Pair, Reference, Row
+from ebbtide.measure.convergence import Reference, Row
+from ebbtide.measure.survey import Pair
 
 Key = tuple[str, int]
 

@@ -81,10 +81,11 @@ def solvers(
     from ebbtide.app.standings import Standings
     from ebbtide.app.stopping import again
     from ebbtide.measure import convergence as cv
+    from ebbtide.measure import survey as sv
 
     r = resolve(options)
-    setting = cv.Setting(r.model, r.plan, r.cond, r.n, r.seed, r.device, r.dtype)
-    found = cv.survey(setting, specs["solve"], specs["grid"])
+    setting = sv.Setting(r.model, r.plan, r.cond, r.n, r.seed, r.device, r.dtype)
+    found = sv.survey(setting, specs["solve"], specs["grid"])
     if not found.pairs:
         raise EbbError(f"no solver fits {r.model.name} on any grid.")
     asked = {k: v for k, v in r.recorded.to_dict().items() if k not in ("solve", "grid")}

@@ -16,7 +16,8 @@ from ebbtide.app.chart import Line, chart
 from ebbtide.app.files import said, whole
 from ebbtide.app.record import plain
 from ebbtide.app.request import Request
-from ebbtide.measure.convergence import Reference, Row, Survey, called
+from ebbtide.measure.convergence import Reference, Row
+from ebbtide.measure.survey import Survey, called
 
 _SHOWN, _LINES = 12, 10
 
