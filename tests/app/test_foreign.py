@@ -135,8 +135,8 @@ def test_parameters_can_be_typed_with_a_part_and_a_part_named_again_keeps_its_ow
 
 
 def test_what_a_name_became_is_told(toy: Any, run: Run) -> None:
-    told = notes(run("sample toy --solver dpmpp_3m_sde --grid ddim_uniform -n 1 -o a.npz"))
-    assert told[0].startswith("note: the sampler dpmpp_3m_sde is the solver dpmpp-3m-sde here; ")
+    told = notes(run("sample toy --solver dpmpp_sde --grid ddim_uniform -n 1 -o a.npz"))
+    assert told[0].startswith("note: the sampler dpmpp_sde is the solver dpmpp-2s-sde here; ")
     assert told[1] == "note: the scheduler ddim_uniform is the grid clock here"
     assert notes(run("sample toy --solver dpmpp-2m --grid karras -n 1 -o b.npz")) == []
     rows = json.loads(run("solvers toy -n 1 --fine 4 --calls 4 --solver dpmpp_2m,uni_pc --grid linear --json").out)[

@@ -2,7 +2,7 @@
 
 All agree to the last digits of float64 (the largest gap is 1e-13), but for what is not the same algorithm:
 
-    3M, 3M SDE         the second difference is halved there, which loses the third order: see test_faults
+    3M, 3M SDE         the second difference is halved there, and has 1 taken off it in the SDE: see test_faults
     2S, 3S singlestep  its stages lie at the train steps between; equal where levels are even in log-SNR, as here. The second
                        stage of 3S is weighed as a midpoint step there, as in the paper here
     Euler with churn   the network is asked before the noise is raised, EDM asks after: see test_k_diffusion

@@ -11,11 +11,13 @@ import diffusers
 import peers
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 import ebbtide as ebb
 from ebbtide.core import registry
-from ebbtide.interop.schedulers import CLASSES, read
+from ebbtide.interop.fields import CLASSES
+from ebbtide.interop.schedulers import read
 from schedulers import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -135,3 +137,33 @@ def test_third_order_is_lost_by_a_factor_of_two(lifted: None) -> None:
     assert math.log2(peer / peer2) == pytest.approx(2.0, abs=0.2)
     assert math.log2(ours / ours2) > 2.6
     assert ours2 < peer2 / 5
+
+
+@pytest.mark.parametrize("z", [2.0, 0.5, 0.01])
+def test_the_sde_of_three_slopes_is_pulled_the_wrong_way(lifted: None, z: float) -> None:
+    """DPM-Solver++(3M) SDE: the peer takes 1 from the weight of the second difference, a slip of sign.
+
+    One step of z / 2 in log-SNR without its noise, after steps as long, along data predictions theta^2. Its end is known, ours
+    is right, and the peer's is farther off with three slopes than with two; its weight does not even vanish with the step.
+    """
+    config = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    scheduler = build(config)
+    scheduler.set_timesteps(4)
+    process = registry.make("process", read(config, 4).process)
+    lam = torch.arange(-2, 2, dtype=torch.float64) * z / 2 - 1
+    scheduler.sigmas, scheduler._step_index = (-lam).exp(), 2
+    zero = torch.zeros(1, dtype=torch.float64)
+    seen = [zero + v for v in (4.0, 1.0, 0.0)]  # theta = -2, -1, 0
+    updates = scheduler.multistep_dpm_solver_second_order_update, scheduler.multistep_dpm_solver_third_order_update
+    two, three = (float(update(seen, sample=zero, noise=zero)) for update in updates)
+
+    times = process.time(lam)
+    solver = registry.make("solve", {"name": "dpmpp-3m-sde"})
+    weights = solver.weigh(process, times[2:3], times[3:4], [times[1:2], times[0:1]])
+    *_, first, second = weights
+    ours = float(first * seen[1] + second * seen[0])
+
+    true = float(process.a(times[3:4])) * quad(lambda theta: z * math.exp(-z * (1 - theta)) * theta**2, 0, 1)[0]
+    assert ours == pytest.approx(true, rel=1e-9)
+    assert abs(three - true) > abs(two - true)
+    assert three < 0 < true

@@ -8,14 +8,18 @@ Shapes   see `multistep`; memory: two slopes
 Paper    Lu et al. 2022, "DPM-Solver++" (arXiv 2211.01095), appendix A
 Off      order = 1 is `euler`, bit for bit.
 Differs  I_2 is the integral of theta^2, so the step is of order 3. The implementations in wide use weigh D2 by half of that,
-         as if it were the second derivative, and are of order 2.
+         as if it were the second derivative, and are of order 2; so does `dpmpp-3m-sde` with second = 0.5.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
 
 from ebbtide.core.registry import part
+from ebbtide.process.affine import Affine
 from ebbtide.solve.euler import Eta
 from ebbtide.solve.multistep import Multistep, SecondOrder
 
@@ -41,7 +45,15 @@ class DPMpp3M(Multistep):
     exempt={"order": "weak order 2 is reached from above: 2.15 (vp) and 2.25 (flow) are still seen at 512 steps"},
 )
 class DPMpp3MSDE(SecondOrder):
-    """DPM-Solver++(3M) for the reverse SDE: the same slopes, with fresh noise at every step."""
+    """DPM-Solver++(3M) for the reverse SDE: the same slopes, with fresh noise at every step.
+
+    second   the weight of the second difference: 1 its integral, 0.5 as in k-diffusion
+    """
 
     terms: Literal[1, 2, 3] = 3
     eta: Eta = 1.0
+    second: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    def moments(self, process: Affine, t: Tensor, s: Tensor, fade: Tensor, count: int) -> list[Tensor]:
+        found = super().moments(process, t, s, fade, count)
+        return [*found[:2], *(self.second * v for v in found[2:])]
