@@ -6,7 +6,7 @@ A sample that drifted holds more or less noise than its time says; the network w
 goes on from t_s, with its weights too, and the grid from the same place. Below `cutoff` the variance is mostly the data's, and
 t stays.
 
-Shapes   x (B, ...), any units of more than one number; t moves unit by unit. No call.
+Shapes   x (B, ...) or a tree, any units of more than one number; t moves unit by unit. No call.
 Paper    Li et al. 2024, "Alleviating exposure bias in diffusion models through sampling with shifted time steps"
          (arXiv 2305.15583), algorithm 1
 Off      window = 0 is the plain run, bit for bit.
@@ -23,10 +23,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Correct, Process
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Pred, State
+from ebbtide.core.state import Memory, Pred, State, Tree, leaves, tree_map
 from ebbtide.core.time import unit_mean
 from ebbtide.process.affine import Affine
 
@@ -40,14 +41,21 @@ class TimeShift(Correct):
     clock: Annotated[int, Field(gt=0)] = 1000
     spread: Annotated[float, Field(ge=0)] = 0.0
 
+    def init(self, state: State, ask: Ask) -> Memory:
+        if self.window and sum(v.numel() for v in leaves(state.x).values()) == state.t.numel():
+            raise EbbError(
+                "time-shift reads a time from the spread of a unit's numbers, and here a unit is one number."
+            )
+        return {}
+
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
-        if self.window == 0 or not isinstance(state.x, Tensor) or state.x.numel() == state.t.numel():
+        if self.window == 0:
             return state, memory
         assert isinstance(process, Affine)
         t = state.t
-        v = unit_mean(state.x.square(), t).cpu() - unit_mean(state.x, t).cpu() ** 2
+        v = _mean(tree_map(torch.square, state.x), t) - _mean(state.x, t) ** 2
         best, least = t, torch.full_like(t, torch.inf)
         following = ask.ahead(1)
         for k in sorted(range(-self.window, self.window + 1), key=abs):  # the nearest of equals
@@ -59,3 +67,10 @@ class TimeShift(Correct):
             best, least = torch.where(closer, s, best), torch.where(closer, miss, least)
         moves = (t > self.cutoff) & (state.i > 0) & (following < t)
         return replace(state, t=torch.where(moves, best, t)), memory
+
+
+def _mean(x: Tree, t: Tensor) -> Tensor:
+    """The mean over all numbers of a unit, those of a tree's leaves together."""
+    parts = leaves(x).values()
+    total = torch.stack([unit_mean(v, t).cpu() * v.numel() for v in parts]).sum(0)
+    return total / sum(v.numel() for v in parts)
