@@ -97,6 +97,21 @@ def run() -> Callable[..., Ran]:
     return call
 
 
+@pytest.fixture
+def refused(run: Callable[..., Ran]) -> Callable[[str, str], None]:
+    """A command line that is bad input: one sentence that says `word`, code 2, and nothing on standard output."""
+
+    def call(line: str, word: str) -> None:
+        told = run(line, code=2)
+        errors = [text for text in told.err.splitlines() if not text.startswith("note: ")]
+        assert len(errors) == 1, told.err
+        assert errors[0].startswith("error: ")
+        assert word in errors[0]
+        assert told.out == ""
+
+    return call
+
+
 def interrupt() -> None:
     """Ctrl-C."""
     os.kill(os.getpid(), signal.SIGINT)

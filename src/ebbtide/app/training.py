@@ -44,7 +44,7 @@ def train(
     from ebbtide.zoo import recipes
     from ebbtide.zoo.data import load_pictures
 
-    chosen = recipes.recipe(recipe)
+    chosen = recipes.recipe(recipe).but(steps=steps, seed=seed)
     if data is None:
         raise EbbError(f"say what to learn from: --data FOLDER, --data FILE.npz, or --data hub:{chosen.data}.")
     folder = out or Path("runs") / recipe
@@ -54,7 +54,7 @@ def train(
     chosen = recipes.fit(chosen, pictures)
     last: Progress | None = None
     with Show(chosen, len(pictures), quiet) as show, Stop(show.stopping) as stop:
-        going = run(chosen, pictures, folder, steps=steps, seed=seed, device=where or "cpu")
+        going = run(chosen, pictures, folder, device=where or "cpu")
         for last in going:
             show.update(last)
             if stop.asked and last.step < last.total:

@@ -92,6 +92,14 @@ class Recipe:
     ema: float = 0.999
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise EbbError(f"a run of {self.steps} steps trains nothing; give at least 1.")
+
+    def but(self, steps: int | None = None, seed: int | None = None) -> Recipe:
+        """The recipe with what is given in its place."""
+        return replace(self, steps=self.steps if steps is None else steps, seed=self.seed if seed is None else seed)
+
 
 class Progress(NamedTuple):
     """What the loop yields after each step.
@@ -165,9 +173,7 @@ def train(
     Raises EbbError when the folder holds a checkpoint of another recipe, seed or data set (it names the difference),
     and when the loss stops being a number.
     """
-    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, seed=recipe.seed if seed is None else seed)
-    if recipe.steps < 1:
-        raise EbbError(f"a run of {recipe.steps} steps trains nothing; give at least 1.")
+    recipe = recipe.but(steps=steps, seed=seed)
     file = Path(out) / checkpoint.NAME
     about = {"recipe": plain(recipe), "data": data.digest}
     root = keys([recipe.seed])
