@@ -48,10 +48,20 @@ ADAMS = [
     for space, variable in (("data", "log-snr"), ("noise", "sigma"), ("noise", "time"))
 ]
 # beside the pairs nearest the flow: what leaves it, to another law that may lie nearer the data
-GRIDS: tuple[dict[str, Any], ...] = ({"name": "shift", "shift": 2.0}, {"name": "cosine"})
+GRIDS: tuple[dict[str, Any], ...] = (
+    {"name": "shift", "shift": 2.5},
+    {"name": "shift", "shift": 3.0},
+    {"name": "cosine"},
+)
 LEAVING = [
-    *(({"name": "sa-solver", "tau": tau}, grid) for tau in (1.0, 1.3, 1.6, 2.0) for grid in GRIDS),
-    *(({"name": "dpmpp-2m-sde"}, grid) for grid in GRIDS),
+    *(
+        ({"name": "sa-solver", "tau": tau, "between": [0.0, first]}, grid)
+        for tau in (1.5, 2.0)
+        for first in (0.7, 0.8, 1.0)
+        for grid in GRIDS
+    ),
+    ({"name": "dpmpp-2m-sde"}, {"name": "shift", "shift": 2.0}),
+    ({"name": "dpmpp-2m-sde"}, {"name": "cosine"}),
     ({"name": "evodiff", "mix": 0.0}, {"name": "cosine"}),
 ]
 
@@ -174,7 +184,7 @@ def chosen(plans: dict[str, Callable[[int, int], Tensor]]) -> tuple[float, str]:
     finalists = sorted(few, key=lambda name: few[name])[:4]
     more = {name: distance(plans[name](600, 2 * OTHER)) for name in finalists}
     winner = min(more, key=lambda name: more[name])
-    return distance(plans[winner](1000, 5 * OTHER)), winner
+    return distance(plans[winner](3000, 5 * OTHER)), winner
 
 
 def labels(n: int) -> list[int]:

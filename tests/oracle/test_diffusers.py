@@ -243,8 +243,8 @@ class Plain(int):
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3])
-def test_sa_solver_of_one_strength(terms: int) -> None:
-    """The strength of the class steps between 0 and 1 with the train step; a function of time gives it ours.
+def test_sa_solver_but_for_its_rule_for_two_slopes(terms: int) -> None:
+    """Noise is drawn in the middle of the run alone.
 
     Where it combines two slopes the class adds a term to the weights of the paper's algorithm, in the predictor so that it
     becomes DPM-Solver++(2M) at tau = 0. That rule is switched off here, and the paper's weights remain.
@@ -253,7 +253,6 @@ def test_sa_solver_of_one_strength(terms: int) -> None:
     found, noise = read(c, 10), peers.tape(12)
     states, _, start = peers.ours(found, noise)
     scheduler = build(c)
-    scheduler.tau_func = lambda t: 1.0
     weights = scheduler.get_coefficients_fn
     scheduler.get_coefficients_fn = lambda order, *a, **k: weights(int(order), *a, **k)
     for name in ("stochastic_adams_bashforth_update", "stochastic_adams_moulton_update"):

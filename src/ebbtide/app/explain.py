@@ -133,6 +133,7 @@ def _paper(paper: str, before: str = "") -> str:
 def _part(console: Console, entry: Entry) -> None:
     from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     _head(console, entry.sentence, f"{entry.slot}/{entry.name}{_paper(entry.paper, ' · ')}")
     doc = inspect.getdoc(sys.modules[entry.cls.__module__]) or ""
@@ -142,7 +143,7 @@ def _part(console: Console, entry: Entry) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(Padding(table, (0, 0, 0, 2)) if rows else "  none")
     paid = cost(entry)
     facts = [f"order    {order_words(paid['order'])}, network calls a step {paid['calls']:g}"] if paid else []

@@ -52,7 +52,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "deis": {"name": "deis", "order": 3, "variable": "time"},
     "res_multistep": {"name": "res-multistep"},
     "er_sde": {"name": "er-sde"},
-    "sa_solver": {"name": "sa-solver"},
+    "sa_solver": {"name": "sa-solver", "between": [0.2, 0.8]},
     "uni_pc": {"name": "unipc", "predictor": 3, "kind": "bh1"},
     "uni_pc_bh2": {"name": "unipc", "predictor": 3, "kind": "bh2"},
 }

@@ -211,12 +211,10 @@ class _Reader(Times):
             raise self._no("predictor_order", "known are 1, 2 and 3")
         if self.c["algorithm_type"] != "data_prediction":
             raise self._no("algorithm_type", "SA-Solver predicts the data here")
-        self.notes.append(
-            "noise is drawn at all times (tau = 1), where the class draws it between train steps 200 and 800."
-        )
         if corrector not in (0, terms + 1):
             self.notes.append(f"the corrector combines {terms + 1} slopes, not {corrector}.")
-        return {"name": "sa-solver", "terms": terms, "corrector": corrector > 0}
+        drawn = [min(1.0, (k + 1) / self.clock) for k in (200, 800)]  # the class draws noise between these train steps
+        return {"name": "sa-solver", "terms": terms, "corrector": corrector > 0, "between": drawn}
 
     def _ddpm(self) -> dict[str, Any]:
         kind = self.c["variance_type"]
