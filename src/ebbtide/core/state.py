@@ -131,7 +131,7 @@ class State:
         )
 
     def __len__(self) -> int:
-        return len(self.key)
+        return self.key.shape[0]  # len() of a tensor is slow, and this is asked in every call
 
     def _tree(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("x", "cond", "t", "i", "key", "group", "memory")}

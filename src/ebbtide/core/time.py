@@ -29,7 +29,7 @@ def shared(t: Tensor) -> float | None:
     if t.requires_grad:
         return None
     if t.numel() <= _FEW:  # every step of every solver asks this some ten times
-        values = t.reshape(-1).tolist()
+        values = t.tolist() if t.ndim == 1 else t.reshape(-1).tolist()
         return values[0] if values.count(values[0]) == len(values) else None
     first = t.reshape(-1)[0]
     return float(first) if bool((t == first).all()) else None

@@ -50,7 +50,7 @@ class Border(Layer):
                     f"{_name(self.process)!r}: only Gaussian processes convert into one another."
                 )
 
-    @property
+    @functools.cached_property
     def converts(self) -> bool:
         """Whether the process sampled in is another than the denoiser's."""
         return self.process is not self.denoiser.process and self.process != self.denoiser.process

@@ -41,6 +41,8 @@ class SASolver(SecondOrder):
     between  the times, the lower first, between which a step that begins there draws noise
     """
 
+    examples = ({"between": [0.2, 0.8]},)
+
     terms: Literal[1, 2, 3] = 2
     corrector: bool = True
     tau: Annotated[float, Field(ge=0)] = 1.0
