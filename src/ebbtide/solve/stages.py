@@ -98,11 +98,11 @@ class Staged(Solver):
         for k in range(int(self.calls)):
             rows.append(flat[begin : begin + 5 + k])
             begin += 5 + k
-        answers, x = [pred.mean], state.x
+        answers, x, noise = [pred.mean], state.x, ask.noise
 
         def combined(of_x: Weight, of_y: Weight, of_noise: Weight, *of_answers: Weight) -> Tensor:
             terms = list(zip(of_answers, answers, strict=False))
-            return process.apply(Weights(of_x, 0.0, of_y, of_noise, 0.0, 0.0), state.x, terms, state.cond, ask.noise)
+            return process.apply(Weights(of_x, 0.0, of_y, of_noise, 0.0, 0.0), state.x, terms, state.cond, noise)
 
         for k, (at, *weights) in enumerate(rows):
             wanted = [later[5 + k] for later in rows[k + 1 :]]
