@@ -234,7 +234,7 @@ def _failures(
 
 def _require_effect(plan: Plan, notes: Counter[str]) -> None:
     """A technique that is switched on but did nothing is an error, never a silent no-op."""
-    for slot in ("guide", "network"):
+    for slot in ("guide", "network", "correct"):
         for p in plan.parts(slot):
             off = p.entry.off
             if off is None or all(getattr(p, k) == v for k, v in off.items()):

@@ -120,6 +120,17 @@ def test_a_guide_that_did_nothing_is_an_error(own):
     ebb.sample(mixture(), ebb.Plan(guide={"name": "lazy", "below": 0.1}), n=2)
 
 
+def test_a_correction_that_did_nothing_is_an_error():
+    """A time is read from the spread of a unit's numbers; one number has none."""
+    process = make("process", {"name": "vp-cosine"})
+    shift = ebb.Plan(correct="time-shift", grid={"name": "linear", "steps": 8})
+    one, many = (GaussianMixture(process, [1.0], [[1.0] * k], 0.01) for k in (1, 64))
+    with pytest.raises(EbbError, match=r"correct 'time-shift' is switched on but did nothing"):
+        ebb.sample(ebb.load(one, like=torch.zeros(1)), shift, n=2)
+    ebb.sample(ebb.load(many, like=torch.zeros(64)), shift, n=2)
+    ebb.sample(ebb.load(one, like=torch.zeros(1)), shift.replace(correct={"name": "time-shift", "window": 0}), n=2)
+
+
 # ---------------------------------------------------------------- arguments
 
 

@@ -127,7 +127,7 @@ class Loop:
             ask.state = blank = blank.remember("grid", self.grid.init(blank, ask))
             state = self.start(like, cond, seeds, ask)
             state = state.remember("grid", {**blank.memory["grid"], **state.memory.get("grid", {})})
-            return self._correct(self._init(state), None)[0]
+            return self._correct(self._init(state), None, {})[0]
 
     def _init(self, state: State) -> State:
         """Fresh memory for solver, layers, corrections and steering."""
@@ -183,7 +183,7 @@ class Loop:
             after = self._void(after, went_up) if bool(went_up.any()) else after
         if not self.correct:
             return Step(after, pred, ask.calls, accept, ask.notes)
-        after, calls = self._correct(after, pred, accept)
+        after, calls = self._correct(after, pred, ask.notes, accept)
         return Step(after, pred, ask.calls + calls, accept, ask.notes)
 
     def _commit(
@@ -209,16 +209,22 @@ class Loop:
             memory={**memory, **kept, "grid": grid_memory, "solve": solve},
         )
 
-    def _correct(self, state: State, pred: Pred | None, accept: Tensor | None = None) -> tuple[State, int]:
-        """All corrections, of the elements that moved only: one that waits or has arrived stays as it is."""
+    def _correct(
+        self, state: State, pred: Pred | None, notes: dict[str, int], accept: Tensor | None = None
+    ) -> tuple[State, int]:
+        """All corrections, of the elements that moved only: one that waits or has arrived stays as it is.
+
+        What they note joins `notes`, the step's.
+        """
         if accept is not None:
             rows = accept.reshape(len(state), -1).any(1).nonzero()[:, 0]
             if len(rows) < len(state):
-                return self._correct_some(state, pred, rows)
+                return self._correct_some(state, pred, notes, rows)
         calls = 0
         for j, correct in enumerate(self.correct):
             name = f"correct/{j}"
             ask = Ask(self, state, SALT["correct"] + j)
+            ask.notes = notes
             after, memory = correct(state, state.memory.get(name, {}), pred, ask, self.process)
             after = replace(after, memory={**after.memory, **{k: v for k, v in ask.memory.items() if v}, name: memory})
             calls += ask.calls
@@ -231,12 +237,12 @@ class Loop:
             state = after
         return state, calls
 
-    def _correct_some(self, state: State, pred: Pred | None, rows: Tensor) -> tuple[State, int]:
+    def _correct_some(self, state: State, pred: Pred | None, notes: dict[str, int], rows: Tensor) -> tuple[State, int]:
         if not len(rows):
             return state, 0
         part = state.take(rows)
         given = None if pred is None else pred.map(lambda v: v[rows.to(v.device)])
-        after, calls = self._correct(part, given)
+        after, calls = self._correct(part, given, notes)
         if _shapes(after.x) != _shapes(part.x):
             raise EbbError(
                 "a correction changed the shape of some elements of a batch; those that go on must share one."

@@ -6,7 +6,7 @@ A sample that drifted holds more or less noise than its time says; the network w
 goes on from t_s, with its weights too, and the grid from the same place. Below `cutoff` the variance is mostly the data's, and
 t stays.
 
-Shapes   x (B, ...) or a tree, any units of more than one number; t moves unit by unit. No call.
+Shapes   x (B, ...) or a tree, any units; t moves unit by unit, but for those of one number, which has no spread. No call.
 Paper    Li et al. 2024, "Alleviating exposure bias in diffusion models through sampling with shifted time steps"
          (arXiv 2305.15583), algorithm 1
 Off      window = 0 is the plain run, bit for bit.
@@ -23,7 +23,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Correct, Process
 from ebbtide.core.registry import part
@@ -41,17 +40,10 @@ class TimeShift(Correct):
     clock: Annotated[int, Field(gt=0)] = 1000
     spread: Annotated[float, Field(ge=0)] = 0.0
 
-    def init(self, state: State, ask: Ask) -> Memory:
-        if self.window and sum(v.numel() for v in leaves(state.x).values()) == state.t.numel():
-            raise EbbError(
-                "time-shift reads a time from the spread of a unit's numbers, and here a unit is one number."
-            )
-        return {}
-
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
-        if self.window == 0:
+        if self.window == 0 or sum(v.numel() for v in leaves(state.x).values()) == state.t.numel():
             return state, memory
         assert isinstance(process, Affine)
         t = state.t
@@ -65,8 +57,9 @@ class TimeShift(Correct):
             miss = (v - process.c(s) ** 2 - self.spread * process.a(s) ** 2) ** 2
             closer = allowed & (miss < least)
             best, least = torch.where(closer, s, best), torch.where(closer, miss, least)
-        moves = (t > self.cutoff) & (state.i > 0) & (following < t)
-        return replace(state, t=torch.where(moves, best, t)), memory
+        shifted = torch.where((t > self.cutoff) & (state.i > 0) & (following < t), best, t)
+        ask.note("time-shift", int((shifted != t).sum()))
+        return replace(state, t=shifted), memory
 
 
 def _mean(x: Tree, t: Tensor) -> Tensor:
