@@ -343,13 +343,26 @@ def denoiser(process: Any, like: Tree) -> Denoiser:
     return Bell(process)
 
 
-def picture_net(process: Any) -> Denoiser:
-    """A small diffusion transformer, for parts that change what is computed inside a network."""
-    from ebbtide.denoise.network import Network
-    from ebbtide.zoo.networks import DiT, draw
+@functools.cache
+def _picture_net(convolves: bool) -> Any:
+    from ebbtide.zoo.networks import DiT, UNet, draw
 
-    module = DiT(size=8, patch=4, layers=3, heads=2, width=8, classes=3).build()
+    if convolves:
+        module = UNet(size=8, widths=(8, 16), head=8, classes=3).build()
+    else:
+        module = DiT(size=8, patch=4, layers=3, heads=2, width=8, classes=3).build()
     draw(module, Noise(keys([5]), torch.zeros(1, dtype=torch.int64)), 0.2)
+    return module
+
+
+def picture_net(process: Any, convolves: bool = False) -> Denoiser:
+    """A small diffusion transformer, or UNet, for parts that change what is computed inside a network.
+
+    One module serves all worlds: that it stays as it was is contract 9.
+    """
+    from ebbtide.denoise.network import Network
+
+    module = _picture_net(convolves)
 
     def call(net: Any, x: Tensor, clock: Tensor, cond: Mapping[str, Any]) -> Tensor:
         return net(x, timestep=clock, class_labels=cond["label"]).sample[:, :1]
@@ -475,6 +488,11 @@ class Wrapped(Denoiser):
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
         return self.inner.null(name, leaf)
 
+    def over(self, module: Any) -> Wrapped:
+        made = Wrapped(self.inner.over(module), self.fail_at)
+        made.rows = self.rows
+        return made
+
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
         self.rows.append(len(t))
         if self.fail_at is not None and len(self.rows) >= self.fail_at:
@@ -550,7 +568,14 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     plan = plan_around(entry, spec, kind, given)
     process = plan.parts("process")[0]
     if module:
+        if "affine" not in process.gives:
+            raise EbbError("the network of these worlds makes pictures.")
         model = Model("world", picture_net(process), like=torch.zeros(1, 8, 8), labels=None)
+        plain = plan_around(entry, examples(entry)[0], kind, given)
+        try:
+            model.loop(plain.replace(process=None), {"label": torch.tensor([0])})
+        except EbbError:  # it may be about convolutions
+            model = replace(model, denoiser=picture_net(process, convolves=True))
         like: Tree = torch.zeros(ELEMENTS, 1, 8, 8)
         units: tuple[int, ...] = ()
     else:
@@ -589,7 +614,7 @@ def _ends(like: Tree) -> Tree:
     generator = torch.Generator().manual_seed(3)
     return tree_map(
         lambda v: (
-            torch.randn(v.shape, generator=generator, dtype=torch.float64)
+            torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype)
             if v.is_floating_point()
             else torch.zeros_like(v)
         ),

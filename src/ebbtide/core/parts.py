@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.state import Memory, Move, Pred, Query, State, Step, Tree
 
@@ -88,6 +89,10 @@ class Denoiser:
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
         """What the condition `name` is when there is none, shaped like `leaf`; None where the model has no such thing."""
         return None
+
+    def over(self, module: Any) -> Denoiser:
+        """The same denoiser over another module than its own. Raises EbbError where it cannot have another."""
+        raise EbbError(f"{type(self).__name__} keeps its network to itself, so nothing can rewrite it; leave that out.")
 
 
 class Start(Part):

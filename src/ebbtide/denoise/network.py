@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from ebbtide.core.parts import Denoiser, Inner, Layer, Process
 from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, State, Tree, leaves, tree_map
 from ebbtide.core.time import Weight, combine, shared
 from ebbtide.network.patch import Patch, Rows
+from ebbtide.network.rewrite import Rewrite, bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,13 @@ class Border(Layer):
     denoiser  what answers
     process   the process sampled in (the denoiser's own, or another Gaussian one)
     patches   what is changed inside the network during a call
+    rewrites  the names of those that changed it as a whole, before; see `of`
     """
 
     denoiser: Denoiser
     process: Process
     patches: tuple[Patch, ...] = ()
+    rewrites: tuple[str, ...] = ()
     _memo: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,15 @@ class Border(Layer):
                     f"this model knows {_name(self.denoiser.process)!r} and cannot be sampled in "
                     f"{_name(self.process)!r}: only Gaussian processes convert into one another."
                 )
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, process: Process, parts: Sequence[Patch | Rewrite]) -> Border:
+        """The border with the parts of the slot `network`: rewrites are done now, once, patches in every call.
+
+        Raises EbbError for a rewrite that this denoiser does not admit.
+        """
+        module, patches, rewrites = bound(getattr(denoiser, "module", None), parts)
+        return cls(denoiser.over(module) if rewrites else denoiser, process, patches, rewrites)
 
     @functools.cached_property
     def converts(self) -> bool:
@@ -64,6 +76,8 @@ class Border(Layer):
     ) -> tuple[list[Pred], Memory]:
         state = ask.state
         n = len(state)
+        for name in self.rewrites:
+            ask.note(name, sum(len(q.t) for q in queries))
         if len(queries) == 1 and not self.patches and queries[0].of is None:
             (q,) = queries  # the common case, with nothing to sort or join
             ask.calls += n
@@ -221,14 +235,24 @@ class Network(Denoiser):
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
         return torch.full_like(leaf, self.nulls[name]) if name in self.nulls else None
 
+    def over(self, module: Any) -> Network:
+        return replace(self, module=module)
+
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
         clock = CLOCKS[self.clock](self.process, t, self.steps).to(self._home.get("device"), torch.float32)
         if self.predicts == "logits":
-            return Pred(logits=self.call(self.module, x, clock, cond).to(_device(x)))
+            return Pred(logits=self._unmasked(self.call(self.module, x, clock, cond).to(_device(x))))
         if self.predicts == "edm":
             return Pred(mean=self._edm(x, t, clock, cond))
         out = self.call(self.module, x.to(**self._home), clock, cond)
         return Pred(mean=self.process.to_x0(self.predicts, out.to(x), x, t, cond))
+
+    def _unmasked(self, logits: Tensor) -> Tensor:
+        """Logits of x0, which is never a mask, for networks whose vocabulary has one; finite, so guidance can add them."""
+        mask = getattr(self.process, "mask", None)
+        if mask is None or mask >= logits.shape[-1]:
+            return logits
+        return logits.index_fill(-1, torch.tensor(mask, device=logits.device), -1e4)
 
     def _edm(self, x: Tensor, t: Tensor, clock: Tensor, cond: dict[str, Tree]) -> Tensor:
         """D = c_skip x + c_out F(c_in x): Karras et al. 2022, table 1, for x at noise sigma = c / a."""

@@ -55,6 +55,12 @@ class Rows:
 class Patch(Part):
     """A change of what is computed inside a network, for one call."""
 
+    closed = False  # see `Rewrite`
+
+    def bind(self, network: Any) -> tuple[Any, tuple[Patch, ...]]:
+        """The network that is called from now on, the same, and what is left to do in every call: this patch."""
+        return network, (self,)
+
     def enter(self, network: nn.Module, rows: Rows, name: str) -> AbstractContextManager[Any]:
         """Wrap the sites; on leaving, the module is as it was. `name` is this patch's place in the memory."""
         raise NotImplementedError
