@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -58,9 +59,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    @functools.cached_property
+    def pixels(self) -> Tree:
+        """The samples as pixels in [-1, 1]: `x` itself, or what its latents stand for."""
+        return self.model.pixels(self.x)
+
     def images(self) -> list[Image]:
         """The samples as pictures. Raises EbbError where the model makes none."""
-        return to_images(self.x, self.model.medium)
+        return to_images(self.pixels, self.model.medium)
 
     def text(self) -> list[str]:
         """The samples as text. Raises EbbError where the model makes none."""

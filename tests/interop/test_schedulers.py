@@ -161,3 +161,59 @@ def test_levels_below_the_clipped_one_are_left_out() -> None:
     first = registry.make("process", found.process).lam(torch.tensor(found.plan.grid["times"][:1], dtype=torch.float64))
     assert -5.1 <= float(first) < -4.9
     assert read({**c, "lambda_min_clipped": -math.inf}, 10).plan.grid["times"][0] == 1.0
+
+
+# ---------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "listed"),
+    [
+        ("EulerDiscreteScheduler", {}, {"sigmas": [12.0, 3.0, 1.0, 0.2, 0.0]}),
+        ("EulerDiscreteScheduler", {}, {"timesteps": [950, 600, 333, 40]}),
+        ("DDPMScheduler", {}, {"timesteps": [950, 600, 333, 40]}),
+        ("DPMSolverMultistepScheduler", {}, {"timesteps": [950, 600, 333, 40]}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.7, 0.2]}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "shift_terminal": 0.1}, {"sigmas": [1.0, 0.7, 0.2]}),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, {"sigmas": [1.0, 0.7, 0.2], "mu": 0.8}),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 2.0}, {"sigmas": [0.98, 0.7, 0.2]}),
+    ],
+)
+def test_a_list_makes_the_levels_of_the_class(kind: str, fields: dict[str, Any], listed: dict[str, Any]) -> None:
+    made = {k: v for k, v in config(kind, **fields).items() if k != "_class_name"}
+    live = getattr(diffusers, kind)(**made)
+    arrays = (
+        {"sigmas": torch.tensor(listed["sigmas"]).numpy()} if kind.startswith("UniPC") else {}
+    )  # it does arithmetic
+    live.set_timesteps(**{**listed, **arrays})
+    found = read(live, **listed)
+    process = registry.make("process", found.process)
+    grid: Any = found.plan.grid
+    levels = torch.tensor(grid.get("sigmas") or grid["times"], dtype=torch.float64)
+    if "times" in grid and found.process["name"] != "flow":
+        levels = torch.where(levels == 0, 0.0, (-process.lam(levels)).exp())
+    wanted = getattr(live, "sigmas", None)
+    if wanted is None:
+        kept = live.alphas_cumprod[torch.tensor(listed["timesteps"])].double()
+        wanted = torch.cat([((1 - kept) / kept).sqrt(), torch.zeros(1)])
+    torch.testing.assert_close(levels, wanted.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "listed", "word"),
+    [
+        ("EulerDiscreteScheduler", {}, {"sigmas": [3.0, 0.0], "timesteps": [900, 1]}, "not both"),
+        ("EulerDiscreteScheduler", {}, {"sigmas": [3.0, 0.0], "steps": 5}, "2 values cannot be 5 steps"),
+        (
+            "EulerDiscreteScheduler",
+            {"use_karras_sigmas": True},
+            {"timesteps": [900, 1]},
+            "a list of times stands in its place",
+        ),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, {"sigmas": [1.0, 0.5]}, "shifted by mu"),
+        ("IPNDMScheduler", {}, {"timesteps": [900, 1]}, "takes no list of timesteps"),
+    ],
+)
+def test_lists_that_are_refused(kind: str, fields: dict[str, Any], listed: dict[str, Any], word: str) -> None:
+    with pytest.raises(EbbError, match=word):
+        read(config(kind, **fields), **listed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
@@ -29,7 +29,7 @@ class Model:
     labels    the number of classes, where the condition is one
     medium    "image" (pixels in [-1, 1]), "text" (token ids) or "points" (anything else)
     digest    a hash of the weights or data
-    decode    token ids to text, for text
+    decode    token ids to text, for text; samples to pixels, for pictures that are made as latents
     """
 
     name: str
@@ -47,13 +47,27 @@ class Model:
         """The process that the denoiser knows."""
         return self.denoiser.process
 
+    @property
+    def prompted(self) -> bool:
+        """Whether it is asked in words."""
+        return False
+
     def gives(self, cond: Mapping[str, Any]) -> frozenset[str]:
         """Features of the model under this condition: "null" where guidance has something to take away."""
         null = "null" in cond or any(
             isinstance(v, Tensor) and self.denoiser.null(k, v) is not None for k, v in cond.items()
         )
-        module = getattr(self.denoiser, "module", None) is not None
+        module = isinstance(getattr(self.denoiser, "module", None), nn.Module)
         return frozenset({"null"} if null else ()) | frozenset({"module"} if module else ())
+
+    def pixels(self, x: Tree) -> Tree:
+        """Samples as pixels: decoded, where the model makes latents of pictures."""
+        pixels: Tree = x if self.decode is None or self.medium == "text" else self.decode(x)
+        return pixels
+
+    def preview(self, x: Tree) -> Tree:
+        """Samples as pixels for a glance: `pixels`, unless the model was given something quicker."""
+        return self.pixels(x)
 
     def batch(self, n: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tree:
         """A tree of zeros for `n` elements."""
@@ -113,7 +127,7 @@ class Model:
     def loop(self, plan: Plan, cond: Mapping[str, Any] | None = None) -> Loop:
         """The plan bound to this model. Raises EbbError where they do not fit, before anything runs."""
         process = self.process if plan.process is None else plan.parts("process")[0]
-        border = Border(self.denoiser, process, tuple(plan.parts("network")))
+        border = Border.of(self.denoiser, process, plan.parts("network"))
         return plan.bind(border, process, self.gives(cond or {}))
 
 

@@ -82,6 +82,31 @@ class Times:
             return self._consistent_grid()
         return self._table_grid()
 
+    def listed(self, values: list[float], clock: bool) -> dict[str, Any]:
+        """The grid of a list in place of the config's own spacing: levels, or the scheduler's times where `clock`."""
+        chosen = next((k for k in (*LEVELS, "use_lu_lambdas") if self.c.get(k)), None)
+        if chosen is not None:
+            raise self._no(chosen, "a list of times stands in its place; set it to False")
+        every = torch.tensor(values, dtype=torch.float64)
+        if self.flow:
+            return self._flow_list(every / self.clock if clock else every)
+        if not clock:
+            return _sigmas(every)
+        if self.edm or self.kind in ("IPNDMScheduler", "DPMSolverSinglestepScheduler"):
+            raise EbbError(f"{self.kind} takes no list of timesteps here; give it a number of steps.")
+        times, last = (every + 1) / self.clock, 0.0 if self._ends_in_data() else 1 / self.clock
+        return _times(torch.cat([times, torch.tensor([last], dtype=torch.float64)]))
+
+    def _flow_list(self, every: Tensor) -> dict[str, Any]:
+        shift = self._strength()
+        if shift is None:
+            raise self._no("use_dynamic_shifting", "a list is shifted by mu, as the pipeline does; give it")
+        every = shift * every / (1 + (shift - 1) * every)
+        if self.c.get("shift_terminal"):
+            every = 1 - (1 - every) * (1 - self.c["shift_terminal"]) / (1 - every[-1])
+        data = self.kind.startswith("FlowMatch") or self._ends_in_data()
+        return _times(torch.cat([every, torch.zeros(1, dtype=torch.float64)]) if data else every)
+
     def _indices(self) -> Tensor:
         """The train steps visited, falling; fractions where the class keeps them."""
         c, n = self.c, self.n
@@ -250,6 +275,8 @@ class Times:
         every = shift * even / (1 + (shift - 1) * even)
         if c.get("shift_terminal") and self.n > 1:
             every = 1 - (1 - every) * (1 - c["shift_terminal"]) / (1 - every[-1])
+        if self.kind.startswith("UniPC"):
+            every = every.clamp(max=1 - 1e-6)  # as the class has it, whose corrector weighs by log-SNR
         if self.kind == "DPMSolverSinglestepScheduler":
             every = self._nodes(every)
         data = self._ends_in_data()

@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
 from ebbtide.interop.fields import CLASSES, DISTANT, LEVELS, PREDICTS, REFUSED, SILENT
 from ebbtide.interop.levels import Times
+
+DROP_IN = "EbbScheduler"
+"""The class of `interop.scheduler`, whose config is that of the class it was made from and a plan."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,34 @@ class Found:
         return self.plan.process
 
 
-def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | None = None) -> Found:
+def read(
+    source: Any,
+    steps: int | None = None,
+    *,
+    ignore: Iterable[str] = (),
+    mu: float | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Found:
     """The plan and the border of a diffusers scheduler.
 
-    source  the path of a scheduler_config.json (or of its folder, or the pipeline's), its content, or a scheduler
-    steps   as in `set_timesteps`
-    ignore  fields to set aside: their defaults of no effect are taken
-    mu      the exponent of a dynamic shift, where the pipeline works it out; by default from the size of the state
+    source             the path of a scheduler_config.json (or of its folder, or the pipeline's), its content, or a scheduler
+    steps              as in `set_timesteps`, or the length of a list
+    ignore             fields to set aside: their defaults of no effect are taken
+    mu                 the exponent of a dynamic shift, where the pipeline works it out; by default from the size of the state
+    timesteps, sigmas  a list in place of the config's own spacing, as the class takes it: a flow's is shifted and ends in
+                       the data, levels of a table are taken as they are, their last one where the run ends
 
     Raises EbbError for a file that is none, an unknown class or field, and a value that cannot be honoured.
     """
     config = _config(source)
+    own = config.get("base") if config.get("_class_name") == DROP_IN else None
+    if isinstance(own, str):  # our own: the class that it was made from, and the plan that it was given
+        given = config.get("plan")
+        config = {**{k: v for k, v in config.items() if k not in ("base", "plan")}, "_class_name": own}
+        found = read(config, steps, ignore=ignore, mu=mu, timesteps=timesteps, sigmas=sigmas)
+        many = timesteps is not None or sigmas is not None
+        return found if given is None else replace(found, plan=_given(given, found.plan, steps, many))
     kind = config.get("_class_name")
     if not isinstance(kind, str):
         raise EbbError("this config names no scheduler class; give it a '_class_name', 'DDIMScheduler' say.")
@@ -65,6 +86,13 @@ def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | Non
         if kind in DISTANT:
             raise EbbError(f"{kind} has no counterpart here; known: {', '.join(sorted(CLASSES))}.")
         raise EbbError(f"{kind} is no scheduler that can be read; {nearest(kind, CLASSES)}")
+    if timesteps is not None and sigmas is not None:
+        raise EbbError("give timesteps or sigmas, not both.")
+    listed = timesteps if sigmas is None else sigmas
+    if listed is not None:
+        if steps not in (None, len(listed)):
+            raise EbbError(f"a list of {len(listed)} values cannot be {steps} steps; leave the number out.")
+        steps = len(listed)
     if not isinstance(steps, int) or steps < 1:
         raise EbbError(f"steps is a number of steps, at least 1, not {steps!r}.")
     own, everywhere = CLASSES[kind], {field for fields in CLASSES.values() for field in fields}
@@ -83,9 +111,19 @@ def read(source: Any, steps: int, *, ignore: Iterable[str] = (), mu: float | Non
                 continue
             raise EbbError(f"{kind}, {field}={c[field]!r}: {why}; set it to {good!r}, or ignore=[{field!r}].")
     reader = _Reader(kind, c, steps, mu)
-    plan = Plan(process=reader.process, grid=reader.grid(), solve=reader.solve())
+    grid = reader.grid() if listed is None else reader.listed([float(v) for v in listed], timesteps is not None)
+    plan = Plan(process=reader.process, grid=grid, solve=reader.solve())
     notes = [f"{kind} does not read {field!r}." for field in foreign]
     return Found(plan, reader.border(), (*notes, *reader.notes))
+
+
+def _given(plan: Mapping[str, Any], base: Plan, steps: int | None, listed: bool) -> Plan:
+    """The plan of a drop-in: its own slots, at the times that are asked for, in the process of what it was made from."""
+    made = Plan.from_dict(plan)
+    grid: Any = base.grid if listed else made.grid
+    if steps is not None and "steps" in getattr(registry.find("grid", grid["name"]).cls, "__pydantic_fields__", {}):
+        grid = {**grid, "steps": steps}
+    return made.replace(process=made.process or base.process, grid=grid)
 
 
 def config_file(source: str | os.PathLike[str]) -> Path | None:
