@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from ebbtide.core.registry import part
     from ebbtide.core.state import Pred, Query, State, Step
     from ebbtide.denoise.model import Model
+    from ebbtide.interop.pipelines import attach
     from ebbtide.samples import Samples
 
 _HOME = {
+    "attach": "interop.pipelines",
     "load": "api",
     "resume": "api",
     "run": "api",
@@ -53,6 +55,7 @@ __all__ = [
     "Samples",
     "State",
     "Step",
+    "attach",
     "interop",
     "load",
     "part",

@@ -23,6 +23,8 @@ from ebbtide.journal import Journal
 from ebbtide.samples import Failure, Samples, finite_rows
 
 _LOOK_EVERY = 8
+TENSORS = "tensors, not written"
+"""What a plan says of a condition that it does not hold."""
 
 
 def load(
@@ -34,9 +36,12 @@ def load(
 ) -> Model:
     """A model from nearly anything.
 
-    source   the name of a shipped model ("digits"); a folder that `ebb train` left; a folder or .npz of pictures, for
-             the closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or
-             a torch module or callable `f(x, clock, **cond)` together with
+    source   the name of a shipped model ("digits"); a folder that `ebb train` left; a diffusers pipeline or the folder of
+             one, together with what its call takes (height, width, num_frames); a masked language model of transformers
+             or the folder of one, or any module that gives logits of tokens together with `mask=ID`, and what
+             `interop.transformers.load` takes (tokenizer, length, shift); a folder or .npz of pictures, for the
+             closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or a torch
+             module or callable `f(x, clock, **cond)` together with
     process  the process that it was trained on, "flow" or {"name": "vp-linear", "beta_max": 12}, say, and
     like     one element of its data, zeros of the right shape and dtype.
     border   for networks: what `denoise.network.Network` takes (predicts, clock, steps, nulls, call), and what
@@ -44,6 +49,12 @@ def load(
 
     Raises EbbError when the source cannot be found or read.
     """
+    from ebbtide.interop import pipelines, transformers
+
+    if pipelines.is_pipeline(source):
+        return pipelines.load(source, **border)
+    if transformers.is_language(source, {"process": process, **border}):
+        return transformers.load(source, **border if like is None else {"like": like, **border})
     if isinstance(source, str | os.PathLike):
         return _load_path(source, **border)
     about = {k: border.pop(k) for k in ("name", "units", "labels", "medium", "digest", "decode") if k in border}
@@ -251,7 +262,7 @@ def record(
 
     plain = cond.tolist() if isinstance(cond, Tensor) else cond
     if isinstance(plain, dict) and any(isinstance(v, Tensor) for v in plain.values()):
-        plain = "tensors, not written"
+        plain = TENSORS
     about = {
         "model": model.name,
         "digest": model.digest,
