@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ebbtide.core.key import Noise
+from ebbtide.core.time import right
 from ebbtide.process.affine import Affine
 from ebbtide.process.flow import Flow
 
@@ -53,8 +54,11 @@ class FlowMatching:
         n = len(noise.key)
         place = torch.arange(n, dtype=torch.float64) / n
         u = (noise.uniform((n,), 1)[0] + place).frac().clamp(1e-9, 1 - 1e-9)
-        peaked = noise.uniform((n,), 2) < self.peaked
-        return torch.where(peaked, torch.sigmoid(self.centre + self.spread * torch.special.ndtri(u)), u)
+        return self.law(u, noise.uniform((n,), 2))
+
+    def law(self, u: Tensor, which: Tensor) -> Tensor:
+        """Two uniform numbers as a time: where `which` falls below the share, a peaked one."""
+        return torch.where(which < self.peaked, torch.sigmoid(self.centre + self.spread * torch.special.ndtri(u)), u)
 
     def loss(self, network: nn.Module, x0: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """The mean squared error over a batch x0 (B, C, H, W) in [-1, 1], labels (B,) int64; `noise` has B keys."""
@@ -63,9 +67,13 @@ class FlowMatching:
         target = self.process.from_x0(self.kind, x0, x, t, {})
         dropped = (noise.uniform((len(x0),), 3) < self.drop).to(x0.device)
         known = torch.full_like(dropped, self.null, dtype=torch.int64) if labels is None else labels
-        labels = torch.where(dropped, self.null, known)
-        said = network(x, (t * self.clock).to(x), class_labels=labels).sample
-        return (said - target).square().mean()
+        labels = torch.where(right(dropped, known), self.null, known)
+        return (self.said(network, x, (t * self.clock).to(x), labels) - target).square().mean()
+
+    def said(self, network: nn.Module, x: Tensor, clock: Tensor, labels: Tensor) -> Tensor:
+        """The network's prediction under labels (B,)."""
+        out: Tensor = network(x, clock, class_labels=labels).sample
+        return out
 
     def about(self) -> dict[str, Any]:
         """The arguments of `denoise.network.Network`, in plain words."""
@@ -76,3 +84,26 @@ class FlowMatching:
             "steps_of_clock": self.clock,
             "nulls": {"label": self.null},
         }
+
+
+@dataclass(frozen=True)
+class UnitMatching(FlowMatching):
+    """Flow matching of elements whose units (frames, say) have times of their own: x0 (B, *units, ...), clock (B, *units).
+
+    In a share `apart` of the rows all times are drawn by themselves, in the others one is shared by all units.
+
+    units   of an element, its leading dimensions
+    Paper   Liu et al. 2024, "Redefining temporal modeling in video diffusion" (arXiv 2410.03160), section 3
+    Off     apart=0
+    """
+
+    units: tuple[int, ...] = (16,)
+    apart: float = 0.2
+
+    def times(self, noise: Noise) -> Tensor:
+        """Times of a batch, (B, *units) float64 in (0, 1)."""
+        shape = (len(noise.key), *self.units)
+        one = super().times(noise)
+        own = self.law(noise.uniform(shape, 4), noise.uniform(shape, 5))
+        apart = noise.uniform(one.shape, 6) < self.apart
+        return torch.where(right(apart, own), own, right(one, own))

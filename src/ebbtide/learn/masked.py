@@ -29,12 +29,18 @@ from ebbtide.core.time import invert
 from ebbtide.process.masked import Masked
 
 
+def untimed(network: Any, x: Tensor, t: Tensor) -> Tensor:
+    """The logits of a masked language model of transformers, which is not told the time."""
+    logits: Tensor = network(x).logits
+    return logits
+
+
 @dataclass(frozen=True)
 class MaskedNELBO:
     """The bound of a network that predicts tokens, x_t to logits.
 
     process   which token is the mask, and the schedule
-    call      how the network is asked; by default `network(x, t)`
+    call      how the network is asked; by default `network(x, t)`, and `untimed` for a module of transformers
     """
 
     process: Masked

@@ -120,10 +120,12 @@ class Progress(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """A recipe as JSON values: dataclasses become dicts that name their class under "is"."""
+    """A recipe as JSON values: dataclasses become dicts that name their class under "is", functions their names."""
     if is_dataclass(value) and not isinstance(value, type):
         inner = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         return {"is": type(value).__name__, **inner}
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -13,7 +13,7 @@ import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ebbtide.core.key import Noise
 from ebbtide.zoo.data import Pictures
 from ebbtide.zoo.networks import draw
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 class Classifier(nn.Module):
@@ -85,16 +87,23 @@ def load(folder: Path | None = None) -> Classifier:
 
     One module is shared by all callers of a process. Raises EbbError when the folder holds none.
     """
+    from ebbtide.zoo import folder as shipped
+
+    return opened(Classifier, shipped("classifier") if folder is None else folder)
+
+
+def opened(kind: type[_M], folder: Path) -> _M:
+    """The module of this class in a folder, as its recipe wrote it. Raises EbbError when there is none."""
     from safetensors.torch import load_file
 
     from ebbtide.core.errors import EbbError
-    from ebbtide.zoo import folder as shipped
 
-    folder = shipped("classifier") if folder is None else folder
+    name = f"{kind.__module__}.{kind.__qualname__}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config.pop("_class_name")
-        module = Classifier(**config)
+        if config.pop("_class_name") != name:
+            raise EbbError(f"{folder} holds another network than {name}.")
+        module = kind(**config)
         module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     except (OSError, KeyError, TypeError, RuntimeError) as error:
         raise EbbError(f"{folder} holds no classifier of ebbtide: {error}.") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +17,38 @@ from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
+from ebbtide.zoo.text import decode
+
+_KINDS = {
+    "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
+    "UNet2DModel": "diffusers.models.unets.unet_2d",
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "ModernBertForMaskedLM": "transformers",
+    "LlamaForCausalLM": "transformers",
+    "ebbtide.zoo.emoji.Painter": "ebbtide.zoo.emoji",
+    "ebbtide.zoo.video.VideoTransformer": "ebbtide.zoo.video",
+}
 
 
 def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str = "") -> Model:
-    """A network of diffusers and what recipe.json says about it as a model.
+    """A network of diffusers or transformers and what recipe.json says about it as a model.
 
     A network of one class was trained without labels, so it knows none. Raises EbbError for one that does not denoise.
     """
     if "process" not in about:
         raise EbbError(f"{name} predicts a {about.get('predicts', 'thing')}, so it cannot be sampled from.")
+    process = registry.make("process", about["process"])
+    if about["medium"] == "text":
+        denoiser = Network(module, process, predicts="logits", call=_read)
+        like = torch.zeros(about["shape"], dtype=torch.int64)
+        show = functools.partial(decode, alphabet=about["alphabet"])
+        return Model(name, denoiser, like, medium="text", digest=digest, decode=show)
+    if "prompt" in about:
+        return _told(module, process, about, name, digest)
+    if about["medium"] == "video":
+        from ebbtide.zoo.video import video_model
+
+        return video_model(module, process, about, name, digest)
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -33,7 +58,7 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
 
     denoiser = Network(
         module,
-        registry.make("process", about["process"]),
+        process,
         predicts=about["predicts"],
         clock=about["clock"],
         steps=about["steps_of_clock"],
@@ -44,25 +69,68 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
     return Model(name, denoiser, torch.zeros(about["shape"]), labels=labels, medium=about["medium"], digest=digest)
 
 
+def _read(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
+    home = next(iter(module.parameters())).device
+    logits: Tensor = module(x.to(home)).logits
+    return logits
+
+
+def _told(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
+    from ebbtide.zoo.emoji import PromptModel, Words
+
+    denoiser = Network(
+        module,
+        process,
+        predicts=about["predicts"],
+        clock=about["clock"],
+        steps=about["steps_of_clock"],
+        nulls=about["nulls"],
+        call=lambda module, x, clock, cond: module(x, clock, cond["words"].to(x.device)),
+    )
+    said = about["prompt"]
+    info = {"prompts": said["examples"]}
+    like, read = torch.zeros(about["shape"]), Words(said["words"].split(), said["length"])
+    return PromptModel(name, denoiser, like, medium=about["medium"], digest=digest, info=info, read=read)
+
+
 def open_model(folder: Path, name: str, device: str | torch.device | None = None) -> Model:
     """The model in a folder that `ebb train` left, or that ships; float32, on the device given.
 
     Raises EbbError when the folder holds no such model, and for weights that are corrupt or a pickle.
     """
-    try:
-        about = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise EbbError(f"{folder} holds no model of ebbtide: {error}.") from error
+    about, _ = _about(folder)
     if "process" not in about:
         return model_of(nn.Identity(), about, name)
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    module, about, digest = network(folder)
+    return model_of(module.to(device), about, name, digest)
 
-    file = folder / "diffusion_pytorch_model.safetensors"
-    module: Any = DiTTransformer2DModel.from_config(config)
+
+def network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
+    """The bare module in a folder that `ebb train` left, what recipe.json says, and a hash of the weights.
+
+    float32, on the CPU, `eval()`, no gradients. Raises EbbError as `open_model` does.
+    """
+    about, config = _about(folder)
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ["nothing"]))
+    if name not in _KINDS:
+        raise EbbError(f"{folder} holds a network of class {name}; ebbtide trains {', '.join(_KINDS)}.")
+    kind: Any = getattr(importlib.import_module(_KINDS[name]), name.rsplit(".", 1)[-1])
+    with torch.random.fork_rng(devices=[]):
+        if "_class_name" in config:
+            module, file = kind.from_config(config), folder / "diffusion_pytorch_model.safetensors"
+        else:
+            module, file = kind(kind.config_class.from_dict(config)).float(), folder / "model.safetensors"
     _fill(module, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return model_of(module.to(device).eval().requires_grad_(False), about, name, digest)
+    return module.eval().requires_grad_(False), about, digest
+
+
+def _about(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        about = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        return about, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise EbbError(f"{folder} holds no model of ebbtide: {error}.") from error
 
 
 def data_model(path: str | Path, denoiser: str = "local", size: int | None = None, process: str = "flow") -> Model:
@@ -106,6 +174,8 @@ def _fill(module: nn.Module, file: Path) -> None:
         raise EbbError(f"{file.parent} holds no weights in safetensors{why}.")
     try:
         tensors = {k: v.float() for k, v in load_file(file).items()}
+        for twin, first in getattr(module, "all_tied_weights_keys", {}).items():
+            tensors.setdefault(twin, tensors[first])  # one tensor under two names is written once
         module.load_state_dict(tensors)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         raise EbbError(f"{file} cannot be read as weights of this model: {str(error).splitlines()[0]}") from error

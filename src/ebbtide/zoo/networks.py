@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ def draw(module: nn.Module, noise: Noise, scale: float | None = None) -> None:
                 weight.copy_(flat.reshape(weight.shape) * (scale or math.sqrt(2 / fans)))
             elif name.endswith("bias"):
                 weight.zero_()
+
+
+def save(module: nn.Module, folder: Path, kind: str, config: dict[str, Any]) -> None:
+    """config.json, which names the class by its path, and the weights in float16, for modules that are ours."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().half().contiguous() for k, v in module.state_dict().items()}
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": kind, **config}, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,57 @@ class DiT:
                     block.norm1.linear.weight.zero_()
                 for layer in (module.proj_out_1, module.proj_out_2):
                     layer.weight.zero_()
+        return module.eval()
+
+    def write(self, module: nn.Module, folder: Path) -> None:
+        """A folder that `from_pretrained` reads, weights in float16."""
+        import copy
+
+        cast(Any, copy.deepcopy(module).half()).save_pretrained(folder)
+
+    def about(self) -> dict[str, Any]:
+        """Pictures, one label each."""
+        shape = [self.channels, self.size, self.size]
+        return {"medium": "image", "shape": shape, "range": [-1, 1], "labels": self.classes}
+
+
+@dataclass(frozen=True)
+class UNet:
+    """Diffusers' `UNet2DModel`: class-conditional, convolutions at three sizes, attention at the smallest.
+
+    Its label table has one row more than there are classes: the last means "no label".
+    Paper: Ho, Jain & Abbeel 2020, "Denoising diffusion probabilistic models" (arXiv 2006.11239), appendix B.
+    Differs: one residual block a size, and a label beside the time. Sides must be multiples of 4.
+    """
+
+    size: int = 28
+    channels: int = 1
+    widths: tuple[int, ...] = (24, 48, 96)
+    head: int = 32
+    classes: int = 10
+
+    def build(self, noise: Noise | None = None) -> nn.Module:
+        """The module in `eval()`; as in the paper its last layer begins as zero."""
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        low = len(self.widths) - 1
+        with torch.random.fork_rng(devices=[]):
+            module = UNet2DModel(
+                sample_size=self.size,
+                in_channels=self.channels,
+                out_channels=self.channels,
+                block_out_channels=self.widths,
+                layers_per_block=1,
+                down_block_types=(*("DownBlock2D",) * low, "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", *("UpBlock2D",) * low),
+                attention_head_dim=self.head,
+                norm_num_groups=8,
+                num_class_embeds=self.classes + 1,
+            )
+        if noise is not None:
+            draw(module, noise)
+            with torch.no_grad():
+                module.conv_out.weight.zero_()
         return module.eval()
 
     def write(self, module: nn.Module, folder: Path) -> None:

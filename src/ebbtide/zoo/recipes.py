@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide.core.errors import EbbError, nearest
-from ebbtide.learn.classification import Classification
+from ebbtide.learn.autoencoding import Autoencoding
+from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
+from ebbtide.learn.masked import MaskedNELBO, untimed
+from ebbtide.learn.next_token import NextToken
 from ebbtide.learn.train import Progress, Recipe, train
+from ebbtide.process.gaussian import VPLinear
+from ebbtide.process.masked import Masked
+from ebbtide.zoo.autoencoder import Autoencoder, padded
+from ebbtide.zoo.categories import CategoryCNN, load_sorted
 from ebbtide.zoo.classifier import SmallCNN
 from ebbtide.zoo.data import Pictures, load_pictures
-from ebbtide.zoo.networks import DiT
+from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
+from ebbtide.zoo.language import CausalLM, MaskedLM
+from ebbtide.zoo.moving import Moving, load_moving
+from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.text import ALPHABET, Text, load_text
+from ebbtide.zoo.video import FrameMatching, VideoDiT
 
 DIGITS = Recipe(
     name="digits",
@@ -37,7 +49,89 @@ CLASSIFIER = Recipe(
     ema=0.995,
 )
 
-_RECIPES = {r.name: r for r in (DIGITS, CLASSIFIER)}
+# The diffusion of DDPM and its law of times, so that what was built for eps models finds one.
+DIGITS_EPS = replace(DIGITS, name="digits-eps", objective=FlowMatching(process=VPLinear(), kind="eps", peaked=0.0))
+
+DIGITS_UNET = replace(DIGITS, name="digits-unet", network=UNet(), steps=5000, batch=64)
+
+SHAKESPEARE = Recipe(
+    name="shakespeare",
+    data="tiny-shakespeare",
+    network=MaskedLM(),
+    objective=MaskedNELBO(Masked(len(ALPHABET) + 1, mask=len(ALPHABET)), untimed),
+    steps=10000,
+    batch=32,
+    lr=2e-3,
+)
+
+SHAKESPEARE_CAUSAL = Recipe(
+    name="shakespeare-causal",
+    data="tiny-shakespeare",
+    network=CausalLM(),
+    objective=NextToken(len(ALPHABET)),
+    steps=3000,
+    batch=32,
+    lr=2e-3,
+)
+
+EMOJI = Recipe(
+    name="emoji",
+    data="emoji32",
+    network=TextToImage(),
+    objective=PromptMatching(),
+    steps=6000,
+    batch=64,
+    lr=1e-3,
+)
+
+EMOJI_CLASSIFIER = Recipe(
+    name="emoji-classifier",
+    data="emoji32",
+    network=CategoryCNN(),
+    objective=Augmented(shift=3),
+    steps=6000,
+    batch=64,
+    lr=2e-3,
+    weight_decay=0.05,
+    ema=0.995,
+)
+
+# Both attentions in one set of weights: every second clip is learnt causally. Frames repeat one another, so noise hides
+# less of a clip than of a picture, and the times are later.
+MOVING_DIGITS = Recipe(
+    name="moving-digits",
+    data="mnist",
+    network=VideoDiT(),
+    objective=FrameMatching(centre=0.7),
+    steps=8000,
+    batch=16,
+    lr=1.5e-3,
+)
+
+DIGITS_AUTOENCODER = Recipe(
+    name="digits-autoencoder",
+    data="mnist",
+    network=Autoencoder(),
+    objective=Autoencoding(),
+    steps=2500,
+    batch=64,
+    lr=2e-3,
+    ema=0.995,
+)
+
+_ALL = (
+    DIGITS,
+    CLASSIFIER,
+    DIGITS_EPS,
+    DIGITS_UNET,
+    SHAKESPEARE,
+    SHAKESPEARE_CAUSAL,
+    EMOJI,
+    EMOJI_CLASSIFIER,
+    MOVING_DIGITS,
+    DIGITS_AUTOENCODER,
+)
+_RECIPES = {r.name: r for r in _ALL}
 
 
 def names() -> list[str]:
@@ -52,20 +146,76 @@ def recipe(name: str) -> Recipe:
     return _RECIPES[name]
 
 
-def fit(recipe: Recipe, data: Pictures) -> Recipe:
-    """The recipe with size, channels and classes of its network taken from the pictures.
+def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None, fetch: bool = True) -> Any:
+    """What a recipe learns from: a text file for a language model, an .npz of named pictures where prompts or categories
+    are learnt, clips of moving pictures for video, and what `load_pictures` reads for all others.
+
+    data    a path or "hub:NAME"; None is the recipe's own pictures on the hub
+    size    make all pictures this many pixels square, or the square that they move in
+    fetch   whether None may do that
+
+    Raises EbbError for data that is missing or cannot be read, and says what to give instead.
+    """
+    network: Any = recipe.network
+    about = network.about()
+    text, named = about["medium"] == "text", "prompt" in about or "categories" in about
+    if text or named:
+        if data is None or str(data).startswith("hub:"):
+            what = "a text file: give --data FILE.txt" if text else "pictures with names: give --data FILE.npz"
+            raise EbbError(f"{recipe.name} learns from {what}.")
+        if size is not None:
+            raise EbbError(f"{recipe.name} takes its data as it is; leave the size out.")
+        if "categories" in about:
+            return load_sorted(data)
+        return load_text(data, network.length) if text else load_named(data, network.length)
+    if data is None and not fetch:
+        raise EbbError(f"say what to learn from: --data FOLDER, --data FILE.npz, or --data hub:{recipe.data}.")
+    source = f"hub:{recipe.data}" if data is None else data
+    if about["medium"] == "video":
+        return load_moving(source, network.size if size is None else size, network.frames)
+    found = load_pictures(source, size)
+    return padded(found) if "latent" in about else found
+
+
+def fit(recipe: Recipe, data: Pictures | Moving | Text) -> Recipe:
+    """The recipe with what its network must know of the data: size, channels and classes, or the alphabet.
 
     Pictures without labels train a model of one class that is never named. Raises EbbError for pictures that are not
     square.
     """
+    if isinstance(data, Text):
+        return _fit_text(recipe, data)
+    if isinstance(data, Named):
+        few = tuple(data.captions[:: max(1, len(data.captions) // 10)][:10])
+        told: Any = recipe.network
+        return replace(
+            recipe, network=replace(told, words=" ".join(data.known), examples=few, size=data.pixels.shape[-1])
+        )
+    if isinstance(data, Moving):
+        known: Any = fit(recipe, data.pictures)
+        clips, seen = replace(known.network, size=data.size, frames=data.frames), (data.frames,)
+        return replace(known, network=clips, objective=replace(known.objective, units=seen))
     channels, high, wide = data.pixels.shape[1:]
     if high != wide:
         raise EbbError(f"these pictures are {high} x {wide}; this network wants squares: load them with size=.")
     classes = max(len(data.names), 1 if data.labels is None else int(data.labels.max()) + 1)
+    if isinstance(recipe.network, Autoencoder):
+        return replace(recipe, network=replace(recipe.network, size=high, channels=channels))
     network: Any = replace(recipe.network, size=high, channels=channels, classes=classes)  # type: ignore[type-var]
     objective: Any = recipe.objective
     if isinstance(getattr(objective, "null", None), int):
         objective = replace(objective, null=classes)
+    return replace(recipe, network=network, objective=objective)
+
+
+def _fit_text(recipe: Recipe, data: Text) -> Recipe:
+    objective: Any = recipe.objective
+    mask = len(data.alphabet)
+    if isinstance(objective, NextToken):
+        objective = replace(objective, start=mask)
+    else:
+        objective = replace(objective, process=replace(objective.process, vocab=mask + 1, mask=mask))
+    network: Any = replace(recipe.network, alphabet=data.alphabet, length=data.length)  # type: ignore[type-var]
     return replace(recipe, network=network, objective=objective)
 
 
@@ -80,12 +230,13 @@ def begin(
 ) -> Iterator[Progress]:
     """Train the recipe `name` on `data`, or go on with the run that lies in `out`: see `learn.train.train`.
 
-    data    what `load_pictures` reads; None fetches the recipe's own data set from the hub
+    data    what `read` reads; None fetches the recipe's own data set from the hub
     out     the folder of the checkpoint, by default runs/NAME; at the end it holds `model`, which `ebb.load` opens
 
     Raises EbbError, before the first step, for an unknown recipe, unreadable data and a folder with another run.
     """
     known = recipe(name)
-    pictures = load_pictures(f"hub:{known.data}" if data is None else data, size=getattr(known.network, "size", None))
+    resized = isinstance(known.network, DiT | UNet | SmallCNN) and not isinstance(known.network, CategoryCNN)
+    found = read(known, data, known.network.size if resized else None)  # type: ignore[attr-defined]
     folder = Path("runs") / name if out is None else out
-    return train(fit(known, pictures), pictures, folder, steps=steps, seed=seed, device=device)
+    return train(fit(known, found), found, folder, steps=steps, seed=seed, device=device)
