@@ -18,6 +18,7 @@ from conftest import interrupt
 from ebbtide.app import screen, stopping
 from ebbtide.learn import train
 from ebbtide.zoo import recipes
+from ebbtide.zoo.language import MaskedLM
 from ebbtide.zoo.networks import DiT
 
 Run = Callable[..., Any]
@@ -73,6 +74,20 @@ def test_what_was_trained_can_be_sampled(pictures: Path, run: Run) -> None:
     assert json.loads(Path("mine/model/recipe.json").read_text())["recipe"]["seed"] == 1
 
 
+def test_a_terminal_shows_text(pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, height=30, highlight=False)
+    monkeypatch.setattr(screen, "stderr", lambda: console)
+    network = MaskedLM(length=16, layers=1, heads=1, width=16, hidden=16)
+    monkeypatch.setitem(recipes._RECIPES, "small", replace(recipes.SHAKESPEARE, name="small", network=network, batch=4))
+    Path("d.txt").write_text("abba " * 20)
+    run("train small --data d.txt --steps 2 --out mine")
+    for word in ("75 windows", "2/2", "windows/s", "ebb sample"):
+        assert word in file.getvalue() + run("train small --data d.txt --steps 2 --out mine").err
+    run("sample mine/model -n 2 --steps 4 -o a.txt")
+    assert set(Path("a.txt").read_text()) <= set("ab -\n0123456789#[]:()") | set("seed ")
+
+
 def test_a_terminal_shows_figures_and_samples(pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system="truecolor", width=100, height=30, highlight=False)
@@ -88,6 +103,10 @@ def test_a_terminal_shows_figures_and_samples(pictures: Path, run: Run, monkeypa
         ("train digit --data data.npz", "did you mean digits"),
         ("train digits", "hub:mnist"),
         ("train digits --data gone.npz", "gone.npz"),
+        ("train shakespeare", "--data FILE.txt"),
+        ("train shakespeare --data gone.txt", "gone.txt"),
+        ("train emoji --data data.npz", "of x and name"),
+        ("train emoji --data data.npz --size 8", "leave the size out"),
         ("train digits --data data.npz --out data.npz", "nothing can be written"),
         ("train classifier --data data.npz --steps 0", "at least 1"),
         ("train digits --data data.npz --device tpu9", "tpu9"),

@@ -1,4 +1,4 @@
-"""Charts: lines on two logarithmic axes, as an SVG that stands alone."""
+"""Charts: lines on two logarithmic axes, as an SVG that stands alone, and what other pictures are made of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 DASHES = ("", "6 3", "2 3")
 PLOT, HEIGHT = 520, 470
 LEFT, TOP, BOTTOM = 76, 48, 56
-_INK, _PALE, _FONT = "#222222", "#e3e3e3", "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
+INK, PALE, FONT = "#222222", "#e3e3e3", "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
 _ROW = 22
 
 
@@ -71,34 +71,34 @@ def chart(
     height = max(HEIGHT, TOP + BOTTOM + _ROW * len(shown))
     end = LEFT + PLOT
     width = round(end + 64 + 7.4 * max(len(one.name) for one in shown))
-    across = Axis(*_ends(xs, 1.06), LEFT, end)
-    up = Axis(*_ends(ys, 1.25), height - BOTTOM, TOP)
+    across = Axis(*ends(xs, 1.06), LEFT, end)
+    up = Axis(*ends(ys, 1.25), height - BOTTOM, TOP)
     marks = marks or across.ticks()
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="{_FONT}" font-size="13" fill="{_INK}" role="img">',
+        f'font-family="{FONT}" font-size="13" fill="{INK}" role="img">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="26" font-size="16" font-weight="600">{escape(title)}</text>',
-        *(_rule(across(v), TOP, across(v), height - BOTTOM) for v in marks),
-        *(_rule(LEFT, up(v), end, up(v)) for v in up.ticks()),
-        *(_text(across(v), height - BOTTOM + 20, f"{v:g}", "middle") for v in marks),
-        *(_text(LEFT - 8, up(v) + 4, f"{v:g}", "end") for v in up.ticks()),
-        _text((LEFT + end) / 2, height - 12, x, "middle"),
+        *(rule(across(v), TOP, across(v), height - BOTTOM) for v in marks),
+        *(rule(LEFT, up(v), end, up(v)) for v in up.ticks()),
+        *(text(across(v), height - BOTTOM + 20, f"{v:g}", "middle") for v in marks),
+        *(text(LEFT - 8, up(v) + 4, f"{v:g}", "end") for v in up.ticks()),
+        text((LEFT + end) / 2, height - 12, x, "middle"),
         f'<text transform="translate(18 {(TOP + height - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">{escape(y)}</text>',
-        f'<path d="M{LEFT} {TOP}V{height - BOTTOM}H{end}" fill="none" stroke="{_INK}"/>',
+        f'<path d="M{LEFT} {TOP}V{height - BOTTOM}H{end}" fill="none" stroke="{INK}"/>',
     ]
     if floor is not None and up.low < floor < up.high:
         body += [
-            _rule(LEFT, up(floor), end, up(floor), "#888888", "3 3"),
-            f'<g fill="#666666" font-size="11">{_text(LEFT + 6, up(floor) - 5, floor_name)}</g>',
+            rule(LEFT, up(floor), end, up(floor), "#888888", "3 3"),
+            f'<g fill="#666666" font-size="11">{text(LEFT + 6, up(floor) - 5, floor_name)}</g>',
         ]
     for place, one in enumerate(shown):
         body += _line(place, one, across, up)
     return "\n".join([*body, "</svg>"]) + "\n"
 
 
-def _ends(values: Sequence[float], room: float) -> tuple[float, float]:
+def ends(values: Sequence[float], room: float) -> tuple[float, float]:
     """The least and the greatest value with some room around them; a lone value lies in the middle."""
     low, high = min(values), max(values)
     room = room if high > low * 1.001 else 2.0
@@ -117,14 +117,16 @@ def _line(place: int, one: Line, across: Axis, up: Axis) -> list[str]:
         *(f'<circle cx="{a:g}" cy="{b:g}" r="3.2" fill="{colour}"/>' for a, b in at),
         f'<line x1="{left}" y1="{y}" x2="{left + 26}" y2="{y}" {style}/>',
         f'<circle cx="{left + 13}" cy="{y}" r="3.2" fill="{colour}"/>',
-        f"{_text(left + 34, y + 4, one.name)}</g>",
+        f"{text(left + 34, y + 4, one.name)}</g>",
     ]
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, colour: str = _PALE, dash: str = "") -> str:
+def rule(x1: float, y1: float, x2: float, y2: float, colour: str = PALE, dash: str = "") -> str:
+    """A straight line."""
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{colour}"{dashed}/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    """Words at a place."""
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'

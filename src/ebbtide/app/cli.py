@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, explain, plans, sampling, solvers, training, tuning
+from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
@@ -79,6 +79,8 @@ app.command(help=checks.CHECK)(checks.check)
 app.add_typer(plans.app, name="plan")
 app.command(help=solvers.SOLVERS)(solvers.solvers)
 app.command(help=tuning.GRID)(tuning.grid)
+app.command(help=shipped.ZOO)(shipped.zoo)
+app.command("eval", help=evaluating.EVAL)(evaluating.evaluate)
 app.command(help=training.TRAIN)(training.train)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +35,7 @@ def explain(
     from rich.console import Console
 
     from ebbtide import systems, zoo
+    from ebbtide.app.shipped import page
     from ebbtide.core import registry
 
     console = Console(highlight=False)
@@ -44,7 +44,7 @@ def explain(
     if not slot and name in systems.ids():
         _system(console, systems.find(name))
     elif not slot and name in zoo.names():
-        _model(console, name)
+        page(console, name)
     elif found:
         for k, key in enumerate(found):
             if k:
@@ -55,12 +55,14 @@ def explain(
         raise EbbError(f"there is no system, part or model {name!r}; {nearest(last, known)}")
 
 
-def _head(console: Console, title: str, under: str) -> None:
+def head(console: Console, title: str, under: str) -> None:
+    """The title of a page, and what stands under it."""
     console.print(title, style="bold cyan", markup=False)
     console.print(under, style="dim", markup=False)
 
 
-def _section(console: Console, title: str, text: str) -> None:
+def section(console: Console, title: str, text: str) -> None:
+    """A part of a page, its lines as they are; nothing where there is no text."""
     if text.strip():
         console.print(f"\n{title}", style="bold")
         for line in text.strip("\n").splitlines():
@@ -94,12 +96,12 @@ def _system(console: Console, system: System) -> None:
     from ebbtide import systems
     from ebbtide.core import registry
 
-    _head(console, system.title, f"{system.id} · {system.family} · {system.year}{_paper(system.paper, ' · ')}")
+    head(console, system.title, f"{system.id} · {system.family} · {system.year}{_paper(system.paper, ' · ')}")
     _prose(console, "Claim", system.claim)
     _prose(console, "What it is", system.what)
-    _section(console, "Mechanism", ast.get_docstring(ast.parse(systems.source(system.id).read_text("utf-8"))) or "")
+    section(console, "Mechanism", ast.get_docstring(ast.parse(systems.source(system.id).read_text("utf-8"))) or "")
     lines = [f"{key:<24} {registry.find(*key.split('/', 1)).sentence}" for key in system.parts]
-    _section(console, "Parts", "\n".join(lines))
+    section(console, "Parts", "\n".join(lines))
     _prose(console, "Differs", system.differs)
     for name, plan in system.presets.items():
         console.print("\nPlan ", style="bold", end="")
@@ -107,8 +109,8 @@ def _system(console: Console, system: System) -> None:
         _yaml(console, dict(plan))
     run = [f"ebb sample MODEL --plan {name}" for name in system.presets]
     slow = "    takes more than 20 s" if system.slow else ""
-    _section(console, "Run it", "\n".join([*run, f"ebb check {system.id}{slow}"]))
-    _section(console, "Cite it", bibtex(system))
+    section(console, "Run it", "\n".join([*run, f"ebb check {system.id}{slow}"]))
+    section(console, "Cite it", bibtex(system))
 
 
 def bibtex(system: System) -> str:
@@ -135,7 +137,7 @@ def _part(console: Console, entry: Entry) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    _head(console, entry.sentence, f"{entry.slot}/{entry.name}{_paper(entry.paper, ' · ')}")
+    head(console, entry.sentence, f"{entry.slot}/{entry.name}{_paper(entry.paper, ' · ')}")
     doc = inspect.getdoc(sys.modules[entry.cls.__module__]) or ""
     console.print(f"\n{doc.removeprefix(entry.sentence).strip(chr(10))}", markup=False, soft_wrap=True)
     rows = parameters(entry)
@@ -154,7 +156,7 @@ def _part(console: Console, entry: Entry) -> None:
     ]
     if entry.off:
         facts.append(f"off      {', '.join(f'{k}={v!r}' for k, v in entry.off.items())}")
-    _section(console, "Contract", "\n".join(facts))
+    section(console, "Contract", "\n".join(facts))
     console.print("\nIn a plan", style="bold")
     spec = {"name": entry.name, **{k: v for k, v in defaults(entry).items() if v is not None}}
     many = entry.slot in ("guide", "network", "correct")
@@ -189,23 +191,3 @@ def _type(field: Any) -> str:
         text = " | ".join(v.strip().strip("'") for v in text[8:-1].split(","))
     bounds = [f"{sign} {getattr(m, k):g}" for m in field.metadata for k, sign in _BOUNDS.items() if hasattr(m, k)]
     return " ".join([re.sub(r"Optional\[(.*)\]", r"\1 | None", text), ", ".join(bounds)]).strip()
-
-
-# -------------------------------------------------------------------- models
-
-
-def _model(console: Console, name: str) -> None:
-    from ebbtide import zoo
-
-    folder = zoo.folder(name)
-    about = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    _head(console, name, f"a model that ships with ebbtide, {size / 1e6:.1f} MB")
-    facts = [(k, about.get(k)) for k in ("medium", "shape", "range", "labels", "process", "predicts", "command")]
-    plain = {k: v["name"] if isinstance(v, dict) and "name" in v else v for k, v in facts if v is not None}
-    _section(console, "What it is", "\n".join(f"{k:<10} {v}" for k, v in plain.items()))
-    made = {k: about["recipe"][k] for k in ("steps", "batch", "lr", "ema", "seed") if k in about.get("recipe", {})}
-    made |= {k: about[k] for k in ("loss", "data") if k in about}
-    _section(console, "How it was made", "\n".join(f"{k:<10} {v}" for k, v in made.items()))
-    if about.get("predicts") != "class":
-        _section(console, "Run it", f"ebb sample {name} -n 16 --preview")

@@ -26,8 +26,9 @@ class Show(Live):
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
         self.samples = "process" in self.about
         self.drawn = -math.inf
+        self.thing = "windows" if self.about["medium"] == "text" else "pictures"
         if not quiet:
-            self.console.print(f"{recipe.name}: {pictures} pictures, {recipe.batch} at a time")
+            self.console.print(f"{recipe.name}: {pictures} {self.thing}, {recipe.batch} at a time")
 
     def update(self, p: Progress) -> None:
         """Show one step, unless the last one was shown a moment ago."""
@@ -39,15 +40,23 @@ class Show(Live):
             self.drawn = time.monotonic()
         step, loss, left = f"{p.step}/{p.total}", f"loss {p.loss:.4f}", f"{clock(p.left)} left"
         line = f"step {step}, {loss}, {left}"
-        rate = f"{p.rate:.0f} pictures/s"
+        rate = f"{p.rate:.0f} {self.thing}/s"
         self.tell(p.step, p.total, line=line, above=above, step=step, loss=loss, rate=rate, left=left)
 
     def draw(self, p: Progress) -> Any:
-        """Ten samples of the averaged network, one a class."""
+        """Ten samples of the averaged network, one a class; of a text, its beginning."""
         from ebbtide import api
         from ebbtide.zoo.models import model_of
 
         model = model_of(p.average, self.about, self.recipe.name)
-        cond = None if model.labels is None else [k % model.labels for k in range(_SHOWN)]
-        samples = api.sample(model, cond=cond, n=_SHOWN)
-        return picture(samples.x, self.console.width, max(4, min(16, self.console.height - 3)), model.medium)
+        if model.medium == "text":
+            from rich.text import Text
+
+            return Text(api.sample(model).text()[0], style="dim")
+        cond: Any = None if model.labels is None else [k % model.labels for k in range(_SHOWN)]
+        cond = model.info.get("prompts", cond)
+        samples = api.sample(model, cond=cond, n=_SHOWN if cond is None else len(cond))
+        rows = max(4, min(16, self.console.height - 3))
+        if model.medium == "video":  # the frames in the middle
+            return picture(samples.x[:, samples.x.shape[1] // 2], self.console.width, rows)
+        return picture(samples.x, self.console.width, rows, model.medium)

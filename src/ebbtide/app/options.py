@@ -23,9 +23,11 @@ class Options:
     model: str | None = None
     data: str | None = None
     denoiser: str | None = None
-    size: int | None = None
+    size: str | None = None
     plan: str | None = None
     label: str | None = None
+    prompt: list[str] | None = None
+    negative: str | None = None
     n: int | None = None
     seed: str | None = None
     batch: int | None = None
@@ -82,14 +84,25 @@ def seeds(first: int) -> Any:
 # -------------------------------------------------------------------- those that several commands have
 
 Model = Annotated[
-    str | None, typer.Argument(help="A shipped model, a trained folder, or pictures.", show_default=False)
+    str | None,
+    typer.Argument(help="A shipped model, a trained folder, a diffusers pipeline, or pictures.", show_default=False),
 ]
 Data = Annotated[str | None, what("--data", metavar="PATH", help="Your own pictures, a folder or .npz: no network.")]
 Denoiser = Annotated[
     str | None, what("--denoiser", help="For --data: local (new pictures), exact (repeats them) or wiener.")
 ]
-Size = Annotated[int | None, what("--size", help="For --data: make all pictures this many pixels square.")]
+Size = Annotated[
+    str | None,
+    what("--size", metavar="HxW|N", help="Pixels of a pipeline's pictures; for --data: make all so many square."),
+]
 Label = Annotated[str | None, what("--label", metavar="K|K,K,..|none", help="The class, or several taken in turn.")]
+Prompt = Annotated[
+    list[str] | None,
+    what("--prompt", metavar="TEXT|@FILE", help="What to show; several, or the lines of a file, are taken in turn."),
+]
+Negative = Annotated[
+    str | None, what("--negative", metavar="TEXT", help="What guidance leads away from, in place of the empty prompt.")
+]
 
 Guidance = Annotated[float | None, how("--guidance", help="Strength of classifier-free guidance; 1 is none.")]
 Process = Annotated[str | None, how("--process", metavar="PART", help="Sample in another process.")]

@@ -116,7 +116,8 @@ def _fits(kind: str, model: Model, frames: bool) -> None:
     text = model.medium == "text"
     if kind == "text" and not text:
         raise EbbError(f"{model.name} makes no text; save its samples as .npz.")
-    if kind in ("sheet", "frames") or frames or (kind == "folder" and not text):
+    latent = model.medium == "image" and model.decode is not None  # of pictures: nothing is decoded just to look
+    if not latent and (kind in ("sheet", "frames") or frames or (kind == "folder" and not text)):
         to_images(model.batch(1), model.medium)
 
 
@@ -162,7 +163,8 @@ def write_each(samples: Samples, folder: Path, places: Iterable[int]) -> list[Pa
             if text:
                 part.write_text(samples.text()[k] + "\n", encoding="utf-8")
             else:
-                one = to_images(tree_map(lambda v, k=k: v[k : k + 1], samples.x), medium)[0]
+                own = tree_map(lambda v, k=k: v[k : k + 1], samples.x)
+                one = to_images(samples.model.pixels(own), medium)[0]  # not all: a batch is written as it comes
                 _picture(one, part, ".png", alone(samples.plan, k))
         written.append(files[k])
     return written
@@ -199,7 +201,7 @@ def _picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
 
 
 def _sheet(samples: Samples, path: Path) -> None:
-    image = contact(samples.x, samples.model.medium)
+    image = contact(samples.pixels, samples.model.medium)
     with whole(path) as part:
         _picture(image, part, path.suffix.lower(), samples.plan)
 
@@ -207,7 +209,9 @@ def _sheet(samples: Samples, path: Path) -> None:
 def _frames(samples: Samples, path: Path) -> None:
     if not samples.trace:
         raise EbbError(f"{path} shows the way that samples took, and no trace was kept: sample with trace=True.")
-    images, times = zip(*trajectory(samples.trace, samples.model.medium), strict=True)
+    images, times = zip(
+        *trajectory([samples.model.pixels(x) for x in samples.trace], samples.model.medium), strict=True
+    )
     with whole(path) as part:
         images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=list(times), loop=0)
 
@@ -216,13 +220,16 @@ def _arrays(samples: Samples, path: Path) -> None:
     import numpy as np
     import torch
 
+    from ebbtide.api import TENSORS
+
     # numpy has no bfloat16; float32 holds its every value
     fields = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in leaves(samples.x, "x").items()}
     arrays = {k: v.numpy() for k, v in fields.items()}
     arrays["seeds"] = np.array(samples.seeds)
     cond = (samples.plan.run or {}).get("cond")
-    if isinstance(cond, int | list):
-        arrays["labels"] = np.broadcast_to(np.array(cond), (len(samples),))
+    asked = np.array(cond.get("prompt") if isinstance(cond, dict) else cond)
+    if asked.dtype.kind in "iU" and cond != TENSORS:
+        arrays["labels" if asked.dtype.kind == "i" else "prompts"] = np.broadcast_to(asked, (len(samples),))
     arrays["plan"] = np.array(samples.plan.to_yaml())
     # As np.savez does it, but with the dates left out, so that the same samples give the same bytes.
     with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.app import parts
+from ebbtide.app.asking import cond_of, first_prompt, numbers, prompts_of, size_of
 from ebbtide.app.options import Options
 from ebbtide.app.reading import STEPS, Read, read_plan
 from ebbtide.core import registry
@@ -138,17 +139,6 @@ def _set(data: dict[str, Any], text: str) -> None:
 # -------------------------------------------------------------------- the rest
 
 
-def numbers(text: str | None, option: str) -> int | list[int] | None:
-    """A whole number, or several after commas. Raises EbbError for anything else."""
-    if text is None:
-        return None
-    try:
-        found = [int(v) for v in text.split(",")]
-    except ValueError:
-        raise EbbError(f"{option} takes a whole number, or several after commas, not {text!r}.") from None
-    return found if len(found) > 1 else found[0]
-
-
 def device_of(name: str | None) -> torch.device | None:
     """The device of that name. Raises EbbError for one that this machine does not have."""
     import torch
@@ -175,43 +165,55 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     return found
 
 
-def model_of(o: Options, run: dict[str, Any], device: torch.device | None = None) -> Model:
-    """The model that was named, or that the plan names, a network on `device`. Raises EbbError where neither does."""
+def model_of(
+    o: Options, run: dict[str, Any], device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Model:
+    """The model that was named, or that the plan names, a network on `device`; the networks of a pipeline in `dtype`.
+
+    Raises EbbError where neither names one, and for options that the model does not have.
+    """
     from ebbtide import api, zoo
+    from ebbtide.interop import pipelines
 
     if o.data is not None and o.model is not None:
         raise EbbError(f"two models are named, {o.model} and --data {o.data}: leave one out.")
     named = o.data or o.model or run.get("data") or run.get("model")
     if named is None:
         raise EbbError("name a model, as in `ebb sample digits`, or give --data, or a --plan that says what was run.")
-    said: dict[str, Any] = {"denoiser": o.denoiser, "size": o.size}
-    if named == run.get("data"):
-        said = {k: run.get(k) if v is None else v for k, v in said.items()}
-    said = {k: v for k, v in said.items() if v is not None}
+    size = size_of(o.size)
     pictures = named in (o.data, run.get("data"))  # a path then, even where a model has the same name
     if pictures and not Path(named).exists():
         raise EbbError(f"there is no {named}: --data takes a folder of pictures or an .npz file.")
+    held = run if named in (run.get("data"), run.get("model")) else {}
+    if not pictures and pipelines.is_pipeline(named):
+        if o.denoiser is not None:
+            raise EbbError(f"{named} is a pipeline: --denoiser is for --data.")
+        _hush()
+        asked = dict(held.get("size", {})) | ({} if size is None else {"height": size[0], "width": size[1]})
+        return pipelines.load(named, dtype=dtype, device=device, prompt=first_prompt(o, run), **asked)
+    said: dict[str, Any] = {"denoiser": o.denoiser or held.get("denoiser"), "size": held.get("size")}
+    if size is not None:
+        if size[0] != size[1]:
+            raise EbbError(f"--size {o.size}: pictures of --data are made square; give one number.")
+        said["size"] = size[0]
+    said = {k: v for k, v in said.items() if v is not None}
     if said and not pictures and named in zoo.names():
-        raise EbbError(f"{named} is a network: --{next(iter(said))} is for --data.")
+        others = "pipelines and --data" if "size" in said else "--data"
+        raise EbbError(f"{named} is a network: --{next(iter(said))} is for {others}.")
     network = not pictures and (named in zoo.names() or (Path(named) / "recipe.json").exists())
     if network and device is not None:
         said["device"] = device  # closed forms follow the state by themselves
     return api.load(Path(named) if pictures else named, **said)
 
 
-def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any, str]:
-    """The condition of n samples, and a word about it where it was nobody's choice."""
-    if o.label == "none":
-        return None, ""
-    cond: Any = numbers(o.label, "--label")
-    if cond is None and run:
-        cond = run.get("cond")
-        if isinstance(cond, str):
-            raise EbbError("this plan's condition was made of tensors, which a plan does not hold: run it from Python.")
-    elif cond is None and model.labels and "data" not in model.info:
-        last = model.labels - 1
-        return [k % model.labels for k in range(n)], f"labels 0 to {last} in turn (--label chooses, --label none: any)"
-    return ([cond[k % len(cond)] for k in range(n)] if isinstance(cond, list) else cond), ""
+def _hush() -> None:
+    """Keep the bars and remarks of libraries off the terminal; what matters of them is told in notes."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def resolve(o: Options, base: Plan | None = None) -> Request:
@@ -223,7 +225,9 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     seed = numbers(o.seed, "--seed")
     if seed is None:
         seed = run.get("seed", 0)
-    n = o.n if o.n is not None else run.get("n", len(seed) if isinstance(seed, list) else 16)
+    prompts = prompts_of(o)
+    usual = len(prompts) if prompts else 16
+    n = o.n if o.n is not None else run.get("n", len(seed) if isinstance(seed, list) else usual)
     if isinstance(seed, list) and o.n is not None and o.seed is None:
         seed = seed[:n]
     if n < 1:
@@ -232,7 +236,7 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     if batch is not None and batch < 1:
         raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
-    model = model_of(o, run, device)
+    model = model_of(o, run, device, dtype)
     if plan.laid and plan.plan.process is None:
         plan = plan_of(o, read, model.process)
     notes = list(plan.notes)

@@ -22,6 +22,11 @@ SAMPLE = describe(
     ("ebb sample --plan digits.png --seed 64 -o more.png", "the plan inside a picture, with other seeds"),
     ("ebb sample digits --solver 'DPM++ 2M Karras' --steps 12", "by the name that ComfyUI gives a sampler"),
     ("ebb sample digits --plan scheduler_config.json --steps 12", "by the scheduler of a diffusers pipeline"),
+    (
+        "ebb sample sd15/ --prompt 'a lighthouse' --negative fog --size 512x512 -n 4 --guidance 6",
+        "from the folder of a diffusers pipeline",
+    ),
+    ("ebb sample emoji --prompt @names.txt", "a picture for each line of a file"),
     ("ebb sample --data holiday/ -n 16 --size 32 -o new.png", "from your own pictures, with no network"),
     ("ebb sample digits -n 1000 --batch 100 -o digits/", "one file a sample, written batch by batch"),
     more="Parts and their parameters: [cyan]ebb list --parts[/cyan] and [cyan]ebb explain dpmpp-2m[/cyan].",
@@ -46,7 +51,9 @@ def sample(
     denoiser: opt.Denoiser = None,
     size: opt.Size = None,
     label: opt.Label = None,
-    n: Annotated[int | None, opt.count("How many samples (16).")] = None,
+    prompt: opt.Prompt = None,
+    negative: opt.Negative = None,
+    n: Annotated[int | None, opt.count("How many samples (16, or one a prompt).")] = None,
     seed: Annotated[str | None, opt.seeds(0)] = None,
     steps: Annotated[int | None, opt.how("--steps", help="Steps of the grid (20).")] = None,
     solver: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from ebbtide.app.preview import picture
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _EVERY = 0.1
 _LINES = 60.0
+_SHARE = 5.0  # of the time that goes by, a sixth at most goes into previews
 _STYLES = ("cyan", "green", "yellow", "magenta")
 
 
@@ -90,25 +92,37 @@ class Live:
 
 
 class Screen(Live):
-    """The bar of a run of `ebb sample`, with a preview above it."""
+    """The bar of a run of `ebb sample`, with a preview above it.
+
+    pixels   makes pictures of latents; those that take long to make are shown less often
+    """
 
     def __init__(
-        self, title: str, pace: Pace, preview: bool = False, quiet: bool = False, medium: str = "image"
+        self,
+        title: str,
+        pace: Pace,
+        preview: bool = False,
+        quiet: bool = False,
+        medium: str = "image",
+        pixels: Callable[[Tree], Tree] = lambda x: x,
     ) -> None:
         super().__init__(title, "calls", "rate", "left", quiet=quiet)
-        self.pace, self.preview, self.medium = pace, preview, medium
+        self.pace, self.preview, self.medium, self.pixels = pace, preview, medium, pixels
+        self.above: Any = None
+        self.next = -math.inf
 
     def update(self, step: Step) -> None:
         """Show one step, unless the last one was shown a moment ago."""
         if not self.due():
             return
-        pace, above = self.pace, None
-        if self.preview:
-            above = self.picture(
-                step.pred.mean if step.pred is not None and step.pred.mean is not None else step.state.x
-            )
+        pace, began = self.pace, time.monotonic()
+        if self.preview and began >= self.next:
+            x = step.pred.mean if step.pred is not None and step.pred.mean is not None else step.state.x
+            self.above = self.picture(self.pixels(x))
+            ended = time.monotonic()
+            self.next = ended + _SHARE * (ended - began)
         calls, left = f"{pace.calls}/{pace.total} calls", f"{clock(pace.left)} left"
-        self.tell(pace.done, 1.0, above=above, calls=calls, rate=speed(pace.rate), left=left)
+        self.tell(pace.done, 1.0, above=self.above, calls=calls, rate=speed(pace.rate), left=left)
 
     def picture(self, x: Tree) -> Any:
         """The samples as they fit on this terminal."""

@@ -132,7 +132,7 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
     pace = Pace(request.n, journal.finished, journal.calls, begun)
     keeper = Keeper(request, path, manner.frames, journal)
     trace = manner.frames or output.kind_of(path) == "frames"
-    screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium)
+    screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium, model.preview)
     with screen, Stop(screen.stopping) as stop:
 
         def watch(step: Step, places: list[int]) -> None:
@@ -149,7 +149,7 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
             return Outcome(keeper.written, None, journal.calls, journal.seconds, rate, state=state, code=stop.code)
         files = keeper.finish(samples)
     if screen.on and manner.preview:
-        screen.console.print(screen.picture(samples.x))
+        screen.console.print(screen.picture(samples.pixels))
     rate = (samples.calls - calls) / max(1e-9, samples.seconds - seconds)
     return Outcome(files, samples, samples.calls, samples.seconds, rate, code=1 if samples.failed else 0)
 

@@ -36,6 +36,8 @@ def solvers(
     denoiser: opt.Denoiser = None,
     size: opt.Size = None,
     label: opt.Label = None,
+    prompt: opt.Prompt = None,
+    negative: opt.Negative = None,
     n: Annotated[int | None, opt.count("How many samples the error is averaged over (16).")] = None,
     seed: Annotated[str | None, opt.seeds(0)] = None,
     calls: Annotated[
@@ -113,7 +115,7 @@ def solvers(
 
 def _budgets(text: str | None) -> list[int]:
     """The numbers of calls, sorted. Raises EbbError for anything else."""
-    from ebbtide.app.request import numbers
+    from ebbtide.app.asking import numbers
     from ebbtide.measure.convergence import BUDGETS
 
     found = numbers(text, "--calls") or (0 if text is not None else list(BUDGETS))

@@ -9,7 +9,6 @@ import typer
 
 from ebbtide.app.options import option
 from ebbtide.app.words import describe
-from ebbtide.core.errors import EbbError
 
 if TYPE_CHECKING:
     from ebbtide.learn.train import Progress
@@ -19,15 +18,16 @@ TRAIN = describe(
     ("ebb train digits --data mnist.npz", "the model that ships, into runs/digits"),
     ("ebb train digits --data hub:mnist", "the same, data fetched by the library `datasets`"),
     ("ebb train digits --data holiday/ --size 32 --out mine --steps 5000", "on your own pictures"),
+    ("ebb train shakespeare --data plays.txt", "a masked language model of characters"),
     ("ebb sample mine/model -n 16", "what it learnt"),
     more="Checkpoints appear whole or not at all: the same command goes on from the last one, to the same weights.",
 )
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe: digits or classifier.", show_default=False)],
+    recipe: Annotated[str, typer.Argument(help="A recipe, such as digits or shakespeare.", show_default=False)],
     data: Annotated[
-        str | None, option("--data", metavar="PATH|hub:NAME", help="A folder, an .npz, or a data set.")
+        str | None, option("--data", metavar="PATH|hub:NAME", help="A folder, an .npz, a .txt, or a data set.")
     ] = None,
     size: Annotated[int | None, option("--size", help="Make all pictures this many pixels square.")] = None,
     out: Annotated[Path | None, option("--out", "-o", help="Where the run is kept (runs/RECIPE).")] = None,
@@ -42,19 +42,16 @@ def train(
     from ebbtide.app.stopping import Stop, again
     from ebbtide.learn.train import train as run
     from ebbtide.zoo import recipes
-    from ebbtide.zoo.data import load_pictures
 
     chosen = recipes.recipe(recipe).but(steps=steps, seed=seed)
-    if data is None:
-        raise EbbError(f"say what to learn from: --data FOLDER, --data FILE.npz, or --data hub:{chosen.data}.")
     folder = out or Path("runs") / recipe
     where = device_of(device)
+    found: Any = recipes.read(chosen, data, size, fetch=False)
     writable(folder)
-    pictures: Any = load_pictures(data, size)
-    chosen = recipes.fit(chosen, pictures)
+    chosen = recipes.fit(chosen, found)
     last: Progress | None = None
-    with Show(chosen, len(pictures), quiet) as show, Stop(show.stopping) as stop:
-        going = run(chosen, pictures, folder, device=where or "cpu")
+    with Show(chosen, len(found), quiet) as show, Stop(show.stopping) as stop:
+        going = run(chosen, found, folder, device=where or "cpu")
         for last in going:
             show.update(last)
             if stop.asked and last.step < last.total:

@@ -34,6 +34,8 @@ def grid(
     denoiser: opt.Denoiser = None,
     size: opt.Size = None,
     label: opt.Label = None,
+    prompt: opt.Prompt = None,
+    negative: opt.Negative = None,
     n: Annotated[int | None, opt.count("How many samples it is fitted to (16).")] = None,
     seed: Annotated[str | None, opt.seeds(1000)] = None,
     steps: Annotated[int | None, opt.how("--steps", help="Steps of the grid (8).")] = None,
