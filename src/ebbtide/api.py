@@ -37,11 +37,12 @@ def load(
     """A model from nearly anything.
 
     source   the name of a shipped model ("digits"); a folder that `ebb train` left; a diffusers pipeline or the folder of
-             one, together with what its call takes (height, width, num_frames); a masked language model of transformers
-             or the folder of one, or any module that gives logits of tokens together with `mask=ID`, and what
-             `interop.transformers.load` takes (tokenizer, length, shift); a folder or .npz of pictures, for the
-             closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or a torch
-             module or callable `f(x, clock, **cond)` together with
+             one, together with what its call takes (height, width, num_frames); a network of diffusers or the folder of
+             one, with its process or scheduler; a single file of weights with `config=FOLDER`; a masked language model
+             of transformers or the folder of one, or any module that gives logits of tokens together with `mask=ID`,
+             and what `interop.transformers.load` takes (tokenizer, length, shift); a folder or .npz of pictures, for
+             the closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or a
+             torch module or callable `f(x, clock, **cond)` together with
     process  the process that it was trained on, "flow" or {"name": "vp-linear", "beta_max": 12}, say, and
     like     one element of its data, zeros of the right shape and dtype.
     border   for networks: what `denoise.network.Network` takes (predicts, clock, steps, nulls, call), and what
@@ -49,10 +50,12 @@ def load(
 
     Raises EbbError when the source cannot be found or read.
     """
-    from ebbtide.interop import pipelines, transformers
+    from ebbtide.interop import networks, pipelines, transformers
 
     if pipelines.is_pipeline(source):
         return pipelines.load(source, **border)
+    if networks.is_network(source):
+        return networks.load(source, process=process, like=like, **border)
     if transformers.is_language(source, {"process": process, **border}):
         return transformers.load(source, **border if like is None else {"like": like, **border})
     if isinstance(source, str | os.PathLike):

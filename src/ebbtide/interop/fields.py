@@ -116,3 +116,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """diffusers' prediction types in the words of the border."""
+
+OF_THE_SAMPLER = ("clip_sample", "thresholding", "disable_corrector", "solver_p", "tau_func", "predict_x0")
+"""Fields that say nothing of the network, and so do not matter to whoever asks what it was trained on."""

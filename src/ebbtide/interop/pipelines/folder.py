@@ -11,13 +11,15 @@ from ebbtide.core.errors import EbbError, nearest
 INDEX = "model_index.json"
 
 
-def open_pipeline(folder: Path, dtype: Any = None) -> Any:
+def open_pipeline(folder: Path, dtype: Any = None, **given: Any) -> Any:
     """The pipeline in a folder, in evaluation mode; nothing is fetched, and no code of the folder runs.
+
+    given   parts to use in place of the folder's
 
     Raises EbbError for an index that cannot be read, an unknown pipeline, code of the folder's own, and missing weights.
     """
     index = _index(folder)
-    _check_parts(folder, index)
+    _check_parts(folder, {k: v for k, v in index.items() if k not in given})
     import diffusers
 
     kind = index["_class_name"]
@@ -27,7 +29,7 @@ def open_pipeline(folder: Path, dtype: Any = None) -> Any:
         )
     try:
         return getattr(diffusers, kind).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, torch_dtype=dtype
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, torch_dtype=dtype, **given
         )
     except (OSError, ValueError, ImportError) as error:
         raise EbbError(f"{folder} cannot be opened as a pipeline: {str(error).splitlines()[0]}") from error

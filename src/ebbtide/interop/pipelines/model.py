@@ -26,12 +26,11 @@ from ebbtide.core.state import Tree, tree_map
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 from ebbtide.interop import schedulers
+from ebbtide.interop.fields import OF_THE_SAMPLER
 from ebbtide.interop.pipelines.hearing import Heard, decode, denoiser, hear, parameters, twin
 from ebbtide.interop.pipelines.learning import voice
 from ebbtide.interop.pipelines.prompts import check_length
 from ebbtide.interop.pipelines.voice import Voice
-
-_OF_THE_SAMPLER = ("clip_sample", "thresholding", "disable_corrector", "solver_p", "tau_func", "predict_x0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +133,7 @@ def guidance(pipe: Any, on: bool) -> dict[str, Any]:
 
 def facts(scheduler: Any) -> schedulers.Found:
     """What a scheduler says of the network: its process, what it predicts, what it is told."""
-    return reading(scheduler, 2, ignore=_OF_THE_SAMPLER, mu=0.0)
+    return reading(scheduler, 2, ignore=OF_THE_SAMPLER, mu=0.0)
 
 
 def reading(scheduler: Any, steps: int | None, **asked: Any) -> schedulers.Found:
