@@ -63,7 +63,12 @@ def versions() -> str:
     )
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], turns: int, each: int = 5) -> dict[str, float]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    turns: int,
+    each: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, float]:
     """Median seconds of each run, of processor time, which on one thread is wall time less what other programs took.
 
     All take turns, so a machine that slows down slows all of them; in its turn each runs a few times, as a program does.
@@ -74,9 +79,9 @@ def interleaved(runs: Mapping[str, Callable[[], object]], turns: int, each: int 
     for _ in range(turns):
         for name, run in runs.items():
             for _ in range(each):
-                began = time.process_time()
+                began = clock()
                 run()
-                taken[name].append(time.process_time() - began)
+                taken[name].append(clock() - began)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
