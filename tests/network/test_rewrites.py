@@ -30,14 +30,27 @@ NAMES = ("bf16", "channels-last", "compile", "int8-dynamic")
 EPS = 2.0**-8  # half a unit in the last place of bfloat16, which has 8 bits of precision
 
 
+class Attention(nn.Module):
+    """Attention of a row to itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return (self.to_q(h) * self.to_k(h)).sum(-1, keepdim=True).softmax(-1) * self.to_v(h)
+
+
 class Block(nn.Module):
-    """A feed-forward block, from rows to rows."""
+    """Attention and feed-forward, from rows to rows."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
+        self.attn = Attention(width)
         self.ff = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
+        h = h + self.attn(h)
         return h + self.ff(h)
 
 
@@ -247,8 +260,9 @@ def test_the_ends_of_a_network_are_not_rounded() -> None:
     """Where the blocks add nothing, the answer is the original's to the bit, times beyond 256 included."""
     module = Rows()
     for block in module.blocks:
-        nn.init.zeros_(block.ff[2].weight)  # type: ignore[union-attr,index]
-        nn.init.zeros_(block.ff[2].bias)  # type: ignore[union-attr,index]
+        for last in (block.ff[2], block.attn.to_v):  # type: ignore[union-attr,index]
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
     x, clock = torch.randn(5, 4), torch.tensor([999.0, 997.0, 513.0, 257.0, 0.3])
     with torch.no_grad():
         assert torch.equal(rewritten(module, "bf16")(x, clock), module(x, clock))
@@ -300,7 +314,7 @@ def test_only_blocks_are_made_whole() -> None:
     whole = [k for k, m in made.named_modules() if isinstance(m, Whole)]
     assert len(whole) == 2 * 6
     assert all(".attn1." in k or ".ff." in k for k in whole)
-    with pytest.raises(EbbError, match="'int8-dynamic' finds no linear layer"):
+    with pytest.raises(EbbError, match="no blocks were found in Pixels"):
         rewritten(Pixels(), "int8-dynamic")
 
 

@@ -15,7 +15,6 @@ Drift    of x0, the largest of 20 levels, and of samples after 20 Euler steps (b
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -23,10 +22,9 @@ from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.registry import part
+from ebbtide.network.anatomy import anatomy
 from ebbtide.network.rewrite import Rewrite, copied
 
-_BLOCK = re.compile(r"((self|cross)_?)?(attn|attention)s?\d*|ff|ffn|mlp|feed_?forward|ff_\w+|mlp_\w+")
-_CLASS = re.compile(r"\w*(attention|attn|feedforward|ffn|mlp)\d*")
 TOP = 127
 
 
@@ -40,20 +38,13 @@ class Int8Dynamic(Rewrite):
         if any(p.device.type != "cpu" for p in network.parameters()):
             raise EbbError("'int8-dynamic' runs on the CPU; leave it out, or move the network there.")
         made = copied(network)
-        count = 0
-        for name, block in made.named_modules():
-            if not (
-                _BLOCK.fullmatch(name.rsplit(".", 1)[-1]) or (name and _CLASS.fullmatch(type(block).__name__.lower()))
-            ):
-                continue
-            for owner in block.modules():
-                for key, layer in owner.named_children():
-                    # a subclass may be read by its owner in ways of its own (nn.MultiheadAttention does)
-                    if type(layer) is nn.Linear and "forward" not in vars(layer):
-                        setattr(owner, key, Whole(layer))
-                        count += 1
-        if not count:
+        # a subclass may be read by its owner in ways of its own (nn.MultiheadAttention does)
+        layers = [(k, m) for k, m in anatomy(made).linears() if type(m) is nn.Linear and "forward" not in vars(m)]
+        if not layers:
             raise EbbError("'int8-dynamic' finds no linear layer in an attention or feed-forward block; leave it out.")
+        for name, layer in layers:
+            owner, _, key = name.rpartition(".")
+            setattr(made.get_submodule(owner), key, Whole(layer))
         return made
 
 
