@@ -95,6 +95,75 @@ def ltx(shared: Path) -> tuple[Any, dict[str, Any]]:
     return pipe, {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 16}
 
 
+def sana(shared: Path) -> tuple[Any, dict[str, Any]]:
+    """With another text encoder than its own, which is only asked for hidden states."""
+    tp = _tools(shared)
+    transformer = df.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=32,
+        sample_size=32,
+    )
+    vae = df.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    parts = {"vae": vae, "text_encoder": tp.t5_text(), "tokenizer": tp.t5_tokenizer()}
+    pipe = df.SanaPipeline(transformer=transformer, scheduler=df.FlowMatchEulerDiscreteScheduler(shift=7.0), **parts)
+    size = {"height": 32, "width": 32, "max_sequence_length": 16, "use_resolution_binning": False}
+    return pipe, {**size, "complex_human_instruction": None}
+
+
+def qwen(shared: Path) -> tuple[Any, dict[str, Any]]:
+    """With another text encoder than its own, which is only asked for hidden states."""
+    tp = _tools(shared)
+    transformer = df.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = df.AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    parts = {"vae": vae, "text_encoder": tp.t5_text(), "tokenizer": tp.t5_tokenizer()}
+    scheduler = df.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = df.QwenImagePipeline(transformer=transformer, scheduler=scheduler, **parts)
+    return pipe, {"height": 32, "width": 32, "max_sequence_length": 16}
+
+
 def _picture(seed: int = 1, channels: int = 3) -> torch.Tensor:
     return torch.rand((1, channels, 32, 32), generator=torch.Generator().manual_seed(seed))
 
@@ -128,8 +197,8 @@ def controlnet(shared: Path) -> tuple[Any, dict[str, Any]]:
     return pipe, {"height": 32, "width": 32, "image": _picture()}
 
 
-BUILDERS = {f.__name__: f for f in (sdxl, pixart, ltx, inpaint, inpaint_joined, controlnet)}
-LOADED = ("sdxl", "pixart", "ltx")
+BUILDERS = {f.__name__: f for f in (sdxl, pixart, ltx, sana, qwen, inpaint, inpaint_joined, controlnet)}
+LOADED = ("sdxl", "pixart", "ltx", "sana", "qwen")
 """Those that make something of a prompt alone."""
 
 
