@@ -42,6 +42,20 @@ def test_loaded_it_makes_pictures_of_prompts(shared: Path, name: str) -> None:
     assert float((out[0] - out[1]).abs().max()) > 1e-3
 
 
+def test_prompts_of_unequal_length_are_sampled_apart(shared: Path) -> None:
+    """Qwen-Image gives a prompt as many places as it has tokens; conditions of two lengths are two calls of one step."""
+    pipe, asked = more.build(shared, "qwen")
+    model = ebb.load(pipe, **asked)
+    plan = ebb.Plan(grid={"name": "linear", "steps": 2}, guide={"name": "cfg", "scale": 2.0})
+    with pytest.raises(EbbError, match="cannot hold: sample prompts of one length together"):
+        ebb.sample(model, plan, cond=["low", "newer er"], n=2)
+    both = ebb.sample(model, plan, cond={"prompt": ["low", "own"], "negative": "wider"}, n=2).x
+    alone = ebb.sample(model, plan, cond={"prompt": "own", "negative": "wider"}, n=1, seed=1).x
+    assert isinstance(both, Tensor)
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+    assert float((both[0] - both[1]).abs().max()) > 1e-3
+
+
 def test_what_depends_on_the_latents_cannot_be_loaded(shared: Path) -> None:
     """A ControlNet answers for the latents of the pipeline's own loop, which a model does not have."""
     pipe, asked = more.build(shared, "controlnet")

@@ -63,7 +63,8 @@ class PipelineModel(Model):
         The dict holds "prompt" or "label", "negative", other arguments of the pipeline's call, each one for all or a list
         of n, and leaves of tensors as for any model ("start", say); or encoded conditions, as this function gives them.
 
-        Raises EbbError for unknown arguments and lists of another length, and warns where a prompt was cut.
+        Raises EbbError for unknown arguments, lists of another length, and prompts that are encoded to different lengths;
+        warns where a prompt was cut.
         """
         if isinstance(cond, Mapping) and all(
             isinstance(cond.get(path[0]), Tensor | Mapping) for path in self.voice.own
@@ -78,8 +79,17 @@ class PipelineModel(Model):
         for row in rows:
             if repr(row) not in made:
                 made[repr(row)] = self.encode(**row)
-        joined = tree_map(lambda *v: torch.cat(v), *(made[repr(row)] for row in rows))
+        joined = tree_map(self._joined, *(made[repr(row)] for row in rows))
         return {**joined, **super().condition(leaves, n)}
+
+    def _joined(self, *rows: Tensor) -> Tensor:
+        shapes = list(dict.fromkeys(v.shape[1:] for v in rows))
+        if len(shapes) > 1:
+            raise EbbError(
+                f"{self.name} makes {tuple(shapes[0])} of one prompt and {tuple(shapes[1])} of another, which one call of "
+                "its denoiser cannot hold: sample prompts of one length together, or each by itself."
+            )
+        return torch.cat(rows)
 
     def _read(self, cond: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the pipeline is asked, and the leaves beside it."""
