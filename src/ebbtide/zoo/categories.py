@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
-from ebbtide.zoo.classifier import SmallCNN, opened
+from ebbtide.zoo.classifier import Reader, SmallCNN, opened
 from ebbtide.zoo.data import Pictures
 from ebbtide.zoo.emoji import load_named
-from ebbtide.zoo.networks import draw
 
 CATEGORIES = (
     "Activities",
@@ -61,7 +59,7 @@ def load_sorted(path: str | Path, split: str = "train") -> Pictures:
     return Pictures(named.pixels[index], place[index], CATEGORIES)
 
 
-class Sorter(nn.Module):
+class Sorter(Reader):
     """x (B, channels, size, size) in [-1, 1] to logits (B, classes); `features` is the layer before, (B, width)."""
 
     def __init__(self, maps: tuple[int, ...], size: int, channels: int, classes: int, width: int) -> None:
@@ -75,16 +73,6 @@ class Sorter(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(maps[-1], width), nn.GELU())
         self.head = nn.Linear(width, classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees, (B, width)."""
-        out: Tensor = self.body(x)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, (B, classes)."""
-        out: Tensor = self.head(self.features(x))
-        return out
-
 
 @dataclass(frozen=True)
 class CategoryCNN(SmallCNN):
@@ -95,19 +83,7 @@ class CategoryCNN(SmallCNN):
     classes: int = len(CATEGORIES)
     maps: tuple[int, ...] = (32, 64, 96)
 
-    def build(self, noise: Noise | None = None) -> nn.Module:
-        """The module in `eval()`, its weights drawn from `noise`."""
-        with torch.random.fork_rng(devices=[]):
-            module = Sorter(**asdict(self))
-        if noise is not None:
-            draw(module, noise)
-        return module.eval()
-
-    def write(self, module: nn.Module, folder: Path) -> None:
-        """config.json and model.safetensors, float16."""
-        super().write(module, folder)
-        config = {"_class_name": "ebbtide.zoo.categories.Sorter", **asdict(self)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    kind: ClassVar[type[Reader]] = Sorter
 
     def about(self) -> dict[str, Any]:
         """Pictures, one category each."""

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,14 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         out: Tensor = module(x, clock, class_labels=label.to(x.device)).sample
         return out
 
-    denoiser = Network(
+    labels = about["labels"] if about["labels"] > 1 else None
+    denoiser, like = denoiser_of(module, process, about, call), torch.zeros(about["shape"])
+    return Model(name, denoiser, like, labels=labels, medium=about["medium"], digest=digest)
+
+
+def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call: Callable[..., Tensor]) -> Network:
+    """A network with what recipe.json says of its predictions and its clock; `call` is how it is asked."""
+    return Network(
         module,
         process,
         predicts=about["predicts"],
@@ -65,8 +72,6 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         nulls=about["nulls"],
         call=call,
     )
-    labels = about["labels"] if about["labels"] > 1 else None
-    return Model(name, denoiser, torch.zeros(about["shape"]), labels=labels, medium=about["medium"], digest=digest)
 
 
 def _read(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -78,15 +83,11 @@ def _read(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor
 def _told(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
     from ebbtide.zoo.emoji import PromptModel, Words
 
-    denoiser = Network(
-        module,
-        process,
-        predicts=about["predicts"],
-        clock=about["clock"],
-        steps=about["steps_of_clock"],
-        nulls=about["nulls"],
-        call=lambda module, x, clock, cond: module(x, clock, cond["words"].to(x.device)),
-    )
+    def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
+        out: Tensor = module(x, clock, cond["words"].to(x.device))
+        return out
+
+    denoiser = denoiser_of(module, process, about, call)
     said = about["prompt"]
     info = {"prompts": said["examples"]}
     like, read = torch.zeros(about["shape"]), Words(said["words"].split(), said["length"])

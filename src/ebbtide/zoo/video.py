@@ -28,6 +28,7 @@ from ebbtide.core.key import Noise
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 from ebbtide.learn.flow_matching import UnitMatching
+from ebbtide.zoo.models import denoiser_of
 from ebbtide.zoo.networks import draw, save
 
 
@@ -185,15 +186,7 @@ def video_model(module: nn.Module, process: Any, about: Mapping[str, Any], name:
         out: Tensor = module(x, clock, label.to(x.device), cond.get("causal", False))
         return out
 
-    denoiser = Network(
-        module,
-        process,
-        predicts=about["predicts"],
-        clock=about["clock"],
-        steps=about["steps_of_clock"],
-        nulls=about["nulls"],
-        call=call,
-    )
+    denoiser = denoiser_of(module, process, about, call)
     labels = about["labels"] if about["labels"] > 1 else None
     like = torch.zeros(about["shape"])
     return Model(name, denoiser, like, units=about["units"], labels=labels, medium=about["medium"], digest=digest)
