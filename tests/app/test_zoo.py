@@ -76,6 +76,6 @@ def test_a_recipe_that_cannot_be_read_is_one_sentence(
 ) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "recipe.json").write_text("{")
-    monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
     refused("zoo broken", "cannot be read")
     refused("zoo", "cannot be read")

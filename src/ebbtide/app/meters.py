@@ -56,7 +56,7 @@ def draws_digits(model: Model) -> bool:
             return None
 
     own = zoo.folder(model.name) if model.name in zoo.names() else Path(model.name)
-    known = data(zoo._WEIGHTS / "classifier")
+    known = data(zoo.WEIGHTS / "classifier")
     return known is not None and data(own) == known
 
 

@@ -203,6 +203,14 @@ CLOCKS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {
 """What networks want to be told instead of t: itself, t * steps, 1 - t, the index of a discrete training schedule,
 sigma = c / a, EDM's log(sigma) / 4, the log-SNR."""
 
+TIMES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "time": lambda told, steps: told,
+    "scaled": lambda told, steps: told / steps,
+    "reversed": lambda told, steps: 1 - told,
+    "train-index": lambda told, steps: (told + 1) / steps,
+}
+"""The inverse of those clocks that need no process: t of what was told, where the clock did not clamp it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Network(Denoiser):
@@ -210,7 +218,8 @@ class Network(Denoiser):
 
     module    called as `call(module, x, clock, cond)`
     process   the process it was trained on
-    predicts  "x0", "eps", "v", "flow", "score", "logits", or "edm" for the raw output of a preconditioned network
+    predicts  "x0", "eps", "v", "flow", "score", "logits", or "edm" for the raw output of a preconditioned network; the
+              second half of twice as many channels, a learned variance, is set aside
     clock     what it is told instead of t, a name of CLOCKS
     steps     of a discrete or scaled clock
     nulls     the value of a condition's leaf that stands for none, by name (a label's extra class)
@@ -245,6 +254,8 @@ class Network(Denoiser):
         if self.predicts == "edm":
             return Pred(mean=self._edm(x, t, clock, cond))
         out = self.call(self.module, x.to(**self._home), clock, cond)
+        if x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:  # a learned variance beside the mean
+            out = out[:, : x.shape[1]]
         return Pred(mean=self.process.to_x0(self.predicts, out.to(x), x, t, cond))
 
     def _unmasked(self, logits: Tensor) -> Tensor:
@@ -268,4 +279,4 @@ def _device(x: Tree) -> torch.device:
     return next(iter(leaves(x).values())).device
 
 
-__all__ = ["CLOCKS", "Border", "Network"]
+__all__ = ["CLOCKS", "TIMES", "Border", "Network"]

@@ -13,7 +13,6 @@ Differs  a checkpoint in the layout of its authors is for diffusers' `from_singl
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -22,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.errors import EbbError
 from ebbtide.interop import schedulers
 from ebbtide.interop.fields import OF_THE_SAMPLER
+from ebbtide.interop.files import class_of, glance
 from ebbtide.interop.pipelines.folder import INDEX, check_weights, open_pipeline
 from ebbtide.interop.pipelines.hearing import SLOTS
 
@@ -38,7 +38,7 @@ def is_network(source: Any) -> bool:
         path = Path(source)
         if (path / "recipe.json").exists():  # our own
             return False
-        return path.suffix in (".safetensors", *_PICKLES) or "_class_name" in _json(path / CONFIG)
+        return path.suffix in (".safetensors", *_PICKLES) or "_class_name" in glance(path / CONFIG)
     library = sys.modules.get("diffusers")  # whoever made a model of its imported it
     return library is not None and isinstance(source, library.ModelMixin)
 
@@ -58,7 +58,7 @@ def opened(source: Any, config: Any = None, dtype: Any = None) -> Any:
     path = Path(source)
     if path.is_dir():
         check_weights(path)
-        kind = _class(path, _json(path / CONFIG))
+        kind = class_of(path, glance(path / CONFIG))
         return _made(path, lambda: kind.from_pretrained(path, local_files_only=True, use_safetensors=True), dtype)
     if path.suffix in _PICKLES:
         raise EbbError(f"{path} is a pickle, which can run code when it is read: convert it to safetensors.")
@@ -73,8 +73,9 @@ def opened(source: Any, config: Any = None, dtype: Any = None) -> Any:
             raise EbbError(f"{folder} is the folder of a pipeline without a denoiser's {CONFIG} in {', '.join(SLOTS)}.")
         return open_pipeline(folder, dtype, **{slot: opened(path, folder / slot, dtype)})
     about = folder if folder.is_file() else folder / CONFIG
-    kind = _class(about, _json(about))
-    return _made(path, lambda: _filled(kind.from_config(_json(about)), path), dtype)
+    said = glance(about)
+    kind = class_of(about, said)
+    return _made(path, lambda: _filled(kind.from_config(said), path), dtype)
 
 
 def load(
@@ -123,9 +124,8 @@ class _Bare(torch.nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, clock: Tensor, **cond: Any) -> Tensor:
-        """The prediction, without a variance beside it."""
-        said = self.network(x, clock, **cond, return_dict=False)[0]
-        out: Tensor = said[:, : x.shape[1]] if said.shape[1] == 2 * x.shape[1] else said
+        """The prediction."""
+        out: Tensor = self.network(x, clock, **cond, return_dict=False)[0]
         return out
 
 
@@ -150,26 +150,6 @@ def _is_scheduler(process: Any) -> bool:
         return Path(process).exists()
     library = sys.modules.get("diffusers")
     return library is not None and isinstance(process, library.SchedulerMixin)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a file of JSON; nothing where it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _class(path: Path, config: dict[str, Any]) -> Any:
-    import diffusers
-
-    kind = config.get("_class_name")
-    if not isinstance(kind, str):
-        raise EbbError(f"{path} names no class of diffusers: it has no '_class_name'.")
-    if not hasattr(diffusers, kind):
-        raise EbbError(f"{path}: diffusers {diffusers.__version__} has no {kind}; {nearest(kind, dir(diffusers))}")
-    return getattr(diffusers, kind)
 
 
 def _made(path: Path, make: Any, dtype: Any) -> Any:

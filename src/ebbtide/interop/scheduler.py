@@ -164,7 +164,7 @@ class EbbScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the tw
             once(schedule.facts.plan)
         else:
             plan.check(schedule.process, frozenset({"module"}))
-            points_of(grid_of(plan, {}, schedule.flow, schedule.clock, 0.0), schedule.process)
+            points_of(grid_of(plan, {}, schedule.facts, 0.0), schedule.process)
         return schedule
 
     @property
@@ -235,8 +235,6 @@ class EbbScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the tw
             loop, state = run.loop, run.state
             if sample is not run.last:
                 state = replace(state, x=schedule.inward(sample, place).to(state.x))
-        if model_output.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
-            model_output = model_output[:, : sample.shape[1]]  # a learned variance beside the mean
         self._answer.said = model_output
         state = loop.step(state).state
         last = schedule.outward(state.x, place + 1).to(sample.dtype)

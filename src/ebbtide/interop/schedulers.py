@@ -14,17 +14,21 @@ Differs  a network is told the time of the level itself, where some schedulers r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
+from ebbtide.denoise.network import TIMES
 from ebbtide.interop.fields import CLASSES, DISTANT, LEVELS, PREDICTS, REFUSED, SILENT
+from ebbtide.interop.files import content, glance
 from ebbtide.interop.levels import Times
 
 DROP_IN = "EbbScheduler"
@@ -49,6 +53,22 @@ class Found:
         """The process that the network was trained on, as a spec."""
         assert isinstance(self.plan.process, dict)
         return self.plan.process
+
+    @property
+    def flow(self) -> bool:
+        """Whether that process is a flow, whose levels are its times."""
+        return self.process["name"] == "flow"
+
+    @property
+    def clock(self) -> float:
+        """How many train steps its clock counts; 1 where it counts none."""
+        return float(self.border.get("steps", 1.0))
+
+    def times(self, told: Sequence[float] | Tensor) -> Tensor:
+        """The times, float64, of timesteps. Raises EbbError where they do not count time."""
+        if self.border["clock"] not in TIMES:
+            raise EbbError(f"the timesteps of this network are its {self.border['clock']!r}; give sigmas instead.")
+        return TIMES[self.border["clock"]](torch.as_tensor(told, dtype=torch.float64), self.clock)
 
 
 def read(
@@ -132,15 +152,7 @@ def config_file(source: str | os.PathLike[str]) -> Path | None:
     inside = [path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json"]
     if path.is_dir():
         return next((file for file in inside if file.is_file()), None)
-    return path if path.is_file() and path.suffix == ".json" and _names_a_class(path) else None
-
-
-def _names_a_class(path: Path) -> bool:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and "_class_name" in data
+    return path if path.is_file() and path.suffix == ".json" and "_class_name" in glance(path) else None
 
 
 def _config(source: Any) -> dict[str, Any]:
@@ -153,14 +165,7 @@ def _config(source: Any) -> dict[str, Any]:
     if not isinstance(source, str | os.PathLike):
         raise EbbError(f"a scheduler is read from a file, a dict or a scheduler, not from {type(source).__name__}.")
     path = Path(source)
-    path = config_file(path) or (path / "scheduler_config.json" if path.is_dir() else path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EbbError(f"{path} cannot be read as a scheduler config: {str(error).splitlines()[0]}.") from None
-    if not isinstance(data, dict):
-        raise EbbError(f"{path} holds no scheduler config, which is a mapping of fields.")
-    return data
+    return content(config_file(path) or (path / "scheduler_config.json" if path.is_dir() else path))
 
 
 # ---------------------------------------------------------------- one class

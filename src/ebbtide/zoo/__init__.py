@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ebbtide.denoise.model import Model
 
-_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where shipped models lie, one folder each."""
 
 
 def names() -> list[str]:
     """The names of all shipped models: those that `ebb.load(name)` opens without a path."""
-    return sorted(p.parent.name for p in _WEIGHTS.glob("*/recipe.json"))
+    return sorted(p.parent.name for p in WEIGHTS.glob("*/recipe.json"))
 
 
 def folder(name: str) -> Path:
@@ -25,7 +26,7 @@ def folder(name: str) -> Path:
 
     if name not in names():
         raise EbbError(f"no model named {name!r} ships with ebbtide; {nearest(name, names())}")
-    return _WEIGHTS / name
+    return WEIGHTS / name
 
 
 def load(source: str | Path, device: Any = None) -> Model:

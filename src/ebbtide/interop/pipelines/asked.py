@@ -17,15 +17,17 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
 from ebbtide.core.state import State
 from ebbtide.grid.fixed import FixedGrid
+from ebbtide.interop.schedulers import Found
 
 _STATIC = ("name", "steps", "first", "last", "terminal")
 """What a grid that shifts by the size of the picture keeps where its shift is known."""
 
 
-def grid_of(plan: Plan, given: Mapping[str, Any], flow: bool, clock: float, mu: float | None = None) -> dict[str, Any]:
+def grid_of(plan: Plan, given: Mapping[str, Any], facts: Found, mu: float | None = None) -> dict[str, Any]:
     """The grid of a call: the plan's, with the steps or the list that the caller gave.
 
-    mu   the exponent by which the pipeline shifts, for a grid that shifts by the size of the picture
+    facts  what the pipeline's scheduler says of the network
+    mu     the exponent by which the pipeline shifts, for a grid that shifts by the size of the picture
 
     Raises EbbError for a grid that cannot have this many steps.
     """
@@ -33,9 +35,9 @@ def grid_of(plan: Plan, given: Mapping[str, Any], flow: bool, clock: float, mu: 
     n = given.get("num_inference_steps")
     if given.get("sigmas") is not None:
         listed = [float(v) for v in given["sigmas"]]
-        return {"name": "explicit", "times" if flow else "sigmas": [*listed, *([] if listed[-1] == 0 else [0.0])]}
+        return {"name": "explicit", "times" if facts.flow else "sigmas": [*listed, *([] if listed[-1] == 0 else [0.0])]}
     if given.get("timesteps") is not None:
-        return {"name": "explicit", "times": [*((float(v) + (not flow)) / clock for v in given["timesteps"]), 0.0]}
+        return {"name": "explicit", "times": [*facts.times(given["timesteps"]).tolist(), 0.0]}
     if mu is not None and grid.get("dynamic") and grid.get("length") is None:
         shift = float(mu) if grid.get("form") == "linear" else math.exp(mu)
         grid = {**{k: v for k, v in grid.items() if k in _STATIC}, "shift": shift}

@@ -93,6 +93,5 @@ def _scale(pipe: Any, plan: Plan | None, bound: inspect.BoundArguments) -> float
 def _steps(pipe: Any, plan: Plan, given: dict[str, Any]) -> int:
     """How many steps the call makes, for pipelines that count by `strength`."""
     found = facts(pipe.scheduler)
-    flow, clock = found.process["name"] == "flow", float(found.border.get("steps", 1.0))
     process: Any = plan.parts("process")[0] if plan.process else process_of(found)
-    return len(points_of(grid_of(plan, given, flow, clock, 0.0), process)) - 1
+    return len(points_of(grid_of(plan, given, found, 0.0), process)) - 1

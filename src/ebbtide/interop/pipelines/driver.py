@@ -102,7 +102,9 @@ class Driver:
         n = len(sample) if labels is None else len(labels)
         if self._voice is None:
             times = self._times
-            self._voice = overheard(turn[0], float(timestep), sample, times.clock, times.whole, first=labels is None)
+            self._voice = overheard(
+                turn[0], float(timestep), sample, times.facts.clock, times.whole, first=labels is None
+            )
         state = self._listen(self._voice, turn, sample[:n], timestep)
         if self._last is not None and sample is not self._last:
             here = self._times.inward(sample[:n], self._first + self._done)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.errors import EbbError
+from ebbtide.interop.files import class_of, content
 
 INDEX = "model_index.json"
 
@@ -20,15 +20,9 @@ def open_pipeline(folder: Path, dtype: Any = None, **given: Any) -> Any:
     """
     index = _index(folder)
     _check_parts(folder, {k: v for k, v in index.items() if k not in given})
-    import diffusers
-
-    kind = index["_class_name"]
-    if not hasattr(diffusers, kind):
-        raise EbbError(
-            f"{folder}: diffusers {diffusers.__version__} has no pipeline {kind}; {nearest(kind, dir(diffusers))}"
-        )
+    kind = class_of(folder, index)
     try:
-        return getattr(diffusers, kind).from_pretrained(
+        return kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, torch_dtype=dtype, **given
         )
     except (OSError, ValueError, ImportError) as error:
@@ -36,11 +30,8 @@ def open_pipeline(folder: Path, dtype: Any = None, **given: Any) -> Any:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EbbError(f"{folder / INDEX} cannot be read: {error}.") from None
-    if not isinstance(index, dict) or "_class_name" not in index:
+    index = content(folder / INDEX)
+    if "_class_name" not in index:
         raise EbbError(f"{folder / INDEX} names no pipeline: it has no '_class_name'.")
     if not isinstance(index["_class_name"], str):
         raise EbbError(
@@ -73,6 +64,6 @@ def check_weights(part: Path) -> None:
         why = f"; {pickles[0]} is a pickle, which can run code when it is read: convert it" if pickles else ""
         raise EbbError(f"{part} misses its weights: there is no *.safetensors in it{why}.")
     for listing in part.glob("*.safetensors.index.json"):
-        shards = set(json.loads(listing.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        shards = set(content(listing).get("weight_map", {}).values())
         if shards - found:
             raise EbbError(f"{part} misses {min(shards - found)}, one of {len(shards)} files of its weights.")

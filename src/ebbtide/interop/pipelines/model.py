@@ -187,8 +187,7 @@ def load(pipe: Any, prompt: str = "", name: str | None = None, preview: Any = No
     two = hear(pipe, 2, 1, **{**size, **subject(pipe, prompt, 2), **guidance(pipe, True)})
     found = facts(pipe.scheduler)
     process = process_of(found)
-    clock = float(found.border.get("steps", 1.0))
-    spoken = voice(one, two, clock, flow=found.process["name"] == "flow")
+    spoken = voice(one, two, found.clock, found.flow)
     module = getattr(pipe, denoiser(pipe))
     once = {**size, **subject(pipe), **guidance(pipe, False)}
     quick = None if preview is None else functools.partial(_decoded, _drawing(pipe, preview), one, once)

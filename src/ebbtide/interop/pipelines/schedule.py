@@ -24,15 +24,13 @@ from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import Plan
 from ebbtide.core.state import State
 from ebbtide.core.time import combine, weight
-from ebbtide.denoise.network import CLOCKS, Border
+from ebbtide.denoise.network import CLOCKS, TIMES, Border
 from ebbtide.interop.pipelines.asked import grid_of, points_of
 from ebbtide.interop.pipelines.learning import whole_of
 from ebbtide.interop.pipelines.matching import entry, plan_of
 from ebbtide.interop.pipelines.model import facts, process_of
 
 _LISTS = ("timesteps", "sigmas")
-_COUNTED = {"train-index": 1, "scaled": 0}
-"""The clocks that count train steps: what to add before dividing by their number."""
 
 
 class Schedule:
@@ -46,8 +44,6 @@ class Schedule:
     def __init__(self, own: Any, plan: Plan | None) -> None:
         self.own, self.plan = own, plan
         self.facts = facts(own)
-        self.clock = float(self.facts.border.get("steps", 1.0))
-        self.flow = self.facts.process["name"] == "flow"
         self.trained = process_of(self.facts)
         named = None if plan is None or plan.process is None else plan.parts("process")[0]
         self.process = named or self.trained
@@ -85,7 +81,7 @@ class Schedule:
             self.plan = plan_of(self.own, count or len(self.own.timesteps), said)
             grid: Any = self.plan.grid
         else:
-            grid = grid_of(self.plan, given, self.flow, self.clock, mu)
+            grid = grid_of(self.plan, given, self.facts, mu)
         self.points = self.home = points_of(grid, self.process)
         if not bool((self.points[1:] < self.points[:-1]).all()):
             raise EbbError(f"the times of a run fall at every step; these are {self.points.tolist()} of the whole.")
@@ -93,15 +89,15 @@ class Schedule:
         if self.process != self.trained:
             self.home = self.trained.time(self.process.lam(self.points))
             self.scales = (_size(self.process, self.points) / _size(self.trained, self.home)).tolist()
-        told = CLOCKS[self.facts.border["clock"]](self.trained, self.home, self.clock)
+        told = CLOCKS[self.facts.border["clock"]](self.trained, self.home, self.facts.clock)
         times = told[:-1].to(torch.float32)
-        self.whole = whole_of(self.own, self.flow)
+        self.whole = whole_of(self.own, self.facts.flow)
         if self.whole is not None:
             if itself and len(self.own.timesteps) == len(times):
                 self.whole = _As(self.whole, times, self.own.timesteps.cpu().float())
             times = self.whole(times).to(torch.int64)
         self.timesteps = times.to(device)
-        levels = self.home if self.flow else (-self.trained.lam(self.home)).exp()
+        levels = self.home if self.facts.flow else (-self.trained.lam(self.home)).exp()
         self.sigmas = torch.where(self.home == 0, 0.0, levels).to(device, torch.float32)
 
     @property
@@ -123,10 +119,8 @@ class Schedule:
         Timesteps are those of the list, and where one is not in it those of the clock that the network was trained on.
         """
         asked, listed = torch.as_tensor(timesteps).reshape(-1).cpu().double(), self.timesteps.cpu().double()
-        if bool(torch.isin(asked, listed).all()) or self.facts.border["clock"] not in _COUNTED:
-            t = self.home[[self.place(v, expected) for v in asked]]
-        else:
-            t = (asked + _COUNTED[self.facts.border["clock"]]) / self.clock
+        inside = bool(torch.isin(asked, listed).all()) or self.facts.border["clock"] not in TIMES
+        t = self.home[[self.place(v, expected) for v in asked]] if inside else self.facts.times(asked)
         made: Tensor = combine((weight(self.trained.a(t)), data), (weight(self.trained.c(t)), noise))
         return made
 

@@ -119,8 +119,6 @@ class Voice:
         said |= {self.x: shown, TIME: self.told(t, self.clock)}
         answer = module(**said)
         out: Tensor = answer[0] if isinstance(answer, tuple) else answer.sample
-        if out.ndim > 2 and out.shape[1] == 2 * x.shape[1]:  # a learned variance beside the mean
-            out = out[:, : x.shape[1]]
         return out
 
     @functools.cached_property

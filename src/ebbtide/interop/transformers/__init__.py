@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.core.errors import EbbError, nearest
+from ebbtide.interop.files import glance
 
 if TYPE_CHECKING:
     from ebbtide.denoise.model import Model
@@ -33,13 +33,8 @@ def is_language(source: Any, options: Mapping[str, Any]) -> bool:
 
 
 def _is_folder(folder: Path) -> bool:
-    if (folder / "recipe.json").exists():
-        return False
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return False
-    return isinstance(config, dict) and bool(config.keys() & {"model_type", "architectures", "auto_map"})
+    told = glance(folder / "config.json").keys() & {"model_type", "architectures", "auto_map"}
+    return bool(told) and not (folder / "recipe.json").exists()
 
 
 def load(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ebbtide.core.errors import EbbError, nearest
+from ebbtide.interop.files import content
 from ebbtide.interop.pipelines.folder import check_weights
 from ebbtide.interop.transformers.checks import told
 
@@ -27,7 +27,7 @@ def open_model(folder: Path, dtype: Any = None, trust_remote_code: bool = False)
     trusted, missing weights, pickles, and a dtype that does not exist.
     """
     kind = _dtype(dtype)
-    config = _config(folder)
+    config = content(folder / "config.json")
     import transformers
     from safetensors import SafetensorError
 
@@ -59,15 +59,6 @@ def _dtype(dtype: Any) -> torch.dtype:
     if str(dtype) not in _DTYPES:
         raise EbbError(f"there is no dtype {dtype!r} of weights; {nearest(str(dtype), _DTYPES)}")
     return _DTYPES[str(dtype)]
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EbbError(f"{folder / 'config.json'} cannot be read: {error}.") from None
-    assert isinstance(config, dict)  # `is_language` looked
-    return config
 
 
 def _maker(library: Any, folder: Path, config: dict[str, Any], trust: bool) -> tuple[Any, bool]:
