@@ -50,7 +50,9 @@ CLASSIFIER = Recipe(
 )
 
 # The diffusion of DDPM and its law of times, so that what was built for eps models finds one.
-DIGITS_EPS = replace(DIGITS, name="digits-eps", objective=FlowMatching(process=VPLinear(), kind="eps", peaked=0.0))
+DIGITS_EPS = replace(
+    DIGITS, name="digits-eps", objective=FlowMatching(process=VPLinear(), kind="eps", peaked=0.0), steps=5000
+)
 
 DIGITS_UNET = replace(DIGITS, name="digits-unet", network=UNet(), steps=5000, batch=64)
 
