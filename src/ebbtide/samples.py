@@ -88,9 +88,14 @@ class Samples:
 
 
 def to_images(x: Tree, medium: str = "image") -> list[Image]:
-    """Pixels in [-1, 1], (n, C, H, W) with 1, 3 or 4 channels, as pictures. Raises EbbError for any other shape."""
+    """Pixels in [-1, 1], (n, C, H, W) with 1, 3 or 4 channels, as pictures; clips (n, F, C, H, W) as strips of frames.
+
+    Raises EbbError for any other shape.
+    """
     from PIL import Image
 
+    if medium == "video" and isinstance(x, Tensor) and x.ndim == 5:
+        medium, x = "image", x.movedim(1, -2).flatten(-2)
     if medium != "image" or not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3, 4):
         raise EbbError("these samples are no pictures; save them as .npz instead.")
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[x.shape[1]]
@@ -105,10 +110,11 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 def sheet(images: Sequence[Image], columns: int | None = None, margin: int = 2, scale: int = 1) -> Image:
-    """Pictures of one size side by side, row by row, as square as they come."""
+    """Pictures of one size side by side, row by row, as square a whole as they come to."""
     from PIL import Image
 
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    wide, high = images[0].size
+    columns = columns or min(len(images), math.ceil(math.sqrt(len(images) * high / wide)))
     rows = math.ceil(len(images) / columns)
     width, height = (side * scale + margin for side in images[0].size)
     paper = Image.new(images[0].mode, (columns * width + margin, rows * height + margin), _grey(images[0].mode))

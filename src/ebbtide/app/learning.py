@@ -57,6 +57,4 @@ class Show(Live):
         cond = model.info.get("prompts", cond)
         samples = api.sample(model, cond=cond, n=_SHOWN if cond is None else len(cond))
         rows = max(4, min(16, self.console.height - 3))
-        if model.medium == "video":  # the frames in the middle
-            return picture(samples.x[:, samples.x.shape[1] // 2], self.console.width, rows)
         return picture(samples.x, self.console.width, rows, model.medium)

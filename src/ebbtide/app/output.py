@@ -3,6 +3,7 @@
     sevens.png .jpg .webp   one sheet of all samples          sevens.npz   x, seeds, labels and the plan as arrays
     sevens.gif              a sheet for every step            sevens.txt   one text after another
     sevens/                 one file a sample, seed-0007.png
+    clips.gif               a sheet for every frame           clips.png    a strip of frames for every clip
 
 Beside each lies its plan, sevens.plan.yaml (in a folder: plan.yaml); PNG files hold theirs inside as well. Every file appears
 whole or not at all.
@@ -10,22 +11,19 @@ whole or not at all.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ebbtide.app import forms
 from ebbtide.app.files import said, vacant, whole, writable
-from ebbtide.app.sheets import contact, trajectory
+from ebbtide.app.sheets import motion
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import leaves, tree_map
+from ebbtide.core.state import tree_map
 from ebbtide.samples import Samples, finite_rows, to_images
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ebbtide.denoise.model import Model
 
 KINDS = {
@@ -37,6 +35,10 @@ KINDS = {
     ".npz": "arrays",
     ".txt": "text",
 }
+
+
+EACH = {"text": ".txt", "video": ".gif"}
+"""The suffix of a sample's own file, where it is no .png."""
 
 
 def kind_of(path: Path) -> str:
@@ -66,7 +68,12 @@ def names(path: Path, seeds: Sequence[int], medium: str = "image") -> list[Path]
     stems = [f"seed-{s:0{wide}d}" for s in seeds]
     if len(set(stems)) < len(stems):
         stems = [f"{k:04d}-{stem}" for k, stem in enumerate(stems)]
-    return [path / f"{stem}{'.txt' if medium == 'text' else '.png'}" for stem in stems]
+    return [path / f"{stem}{EACH.get(medium, '.png')}" for stem in stems]
+
+
+def traced(path: Path, medium: str, frames: bool) -> bool:
+    """Whether what is written shows the way of samples; `frames` if a GIF of it goes beside them."""
+    return frames or (kind_of(path) == "frames" and medium != "video")
 
 
 def check(
@@ -95,7 +102,8 @@ def check(
                 "or start afresh with --overwrite."
             )
         own = beside(path, ".plan.yaml")
-        wanted = [*names(path, seeds), *names(path, seeds, "text")] if folder else [path]
+        mediums = ("image", *EACH) if model is None else (model.medium,)
+        wanted = [file for medium in mediums for file in names(path, seeds, medium)] if folder else [path]
         wanted += [beside(path, ".gif")] if frames else []
         wanted += [] if plan is None or _says(own, plan) else [own]
         for file in wanted:
@@ -116,7 +124,11 @@ def _fits(kind: str, model: Model, frames: bool) -> None:
     text = model.medium == "text"
     if kind == "text" and not text:
         raise EbbError(f"{model.name} makes no text; save its samples as .npz.")
-    latent = model.medium == "image" and model.decode is not None  # of pictures: nothing is decoded just to look
+    if kind == "frames" and frames and model.medium == "video":
+        raise EbbError(
+            "a .gif of clips shows them in motion; for --frames, the way they took, give a .png or a folder."
+        )
+    latent = model.medium in ("image", "video") and model.decode is not None  # nothing is decoded just to look
     if not latent and (kind in ("sheet", "frames") or frames or (kind == "folder" and not text)):
         to_images(model.batch(1), model.medium)
 
@@ -133,7 +145,7 @@ def write(samples: Samples, path: Path, overwrite: bool = False, frames: bool = 
     if kind == "folder":
         files = write_each(samples, path, range(len(samples)))
     else:
-        _WRITERS[kind](samples, path)
+        forms.WRITERS[kind](samples, path)
         files = [path]
     return files + write_beside(samples, path, frames)
 
@@ -143,7 +155,7 @@ def write_beside(samples: Samples, path: Path, frames: bool = False) -> list[Pat
     files = []
     if frames and kind_of(path) != "frames":
         files.append(beside(path, ".gif"))
-        _frames(samples, files[-1])
+        forms.trajectory(samples, files[-1])
     plan = beside(path, ".plan.yaml")
     with whole(plan) as part:
         part.write_text(samples.plan.to_yaml(), encoding="utf-8")
@@ -152,7 +164,7 @@ def write_beside(samples: Samples, path: Path, frames: bool = False) -> list[Pat
 
 def write_each(samples: Samples, folder: Path, places: Iterable[int]) -> list[Path]:
     """One file for each of these places, left out where it is not finite; a PNG holds the plan of its own sample."""
-    text, medium = samples.model.medium == "text", samples.model.medium
+    medium = samples.model.medium
     files = names(folder, samples.seeds, medium)
     good = finite_rows(samples.x).tolist()
     written = []
@@ -160,12 +172,13 @@ def write_each(samples: Samples, folder: Path, places: Iterable[int]) -> list[Pa
         if not good[k]:
             continue
         with whole(files[k]) as part:
-            if text:
+            own = tree_map(lambda v, k=k: v[k : k + 1], samples.x)  # not all: a batch is written as it comes
+            if medium == "text":
                 part.write_text(samples.text()[k] + "\n", encoding="utf-8")
+            elif medium == "video":
+                forms.gif(motion(samples.model.pixels(own)), part)
             else:
-                own = tree_map(lambda v, k=k: v[k : k + 1], samples.x)
-                one = to_images(samples.model.pixels(own), medium)[0]  # not all: a batch is written as it comes
-                _picture(one, part, ".png", alone(samples.plan, k))
+                forms.picture(to_images(samples.model.pixels(own))[0], part, ".png", alone(samples.plan, k))
         written.append(files[k])
     return written
 
@@ -185,69 +198,16 @@ def alone(plan: Plan, place: int) -> Plan:
     return plan.replace(run=run if cond is None else {**run, "cond": own(cond)})
 
 
-def _picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    options: dict[str, Any] = {}
-    if suffix == ".png":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("ebbtide", plan.to_yaml())
-    elif suffix == ".webp":
-        options["lossless"] = True
-    else:
-        image, options["quality"] = image.convert("L" if image.mode == "L" else "RGB"), 95
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(suffix, suffix[1:].upper())
-    image.save(part, format=kind, **options)
-
-
-def _sheet(samples: Samples, path: Path) -> None:
-    image = contact(samples.pixels, samples.model.medium)
-    with whole(path) as part:
-        _picture(image, part, path.suffix.lower(), samples.plan)
-
-
-def _frames(samples: Samples, path: Path) -> None:
-    if not samples.trace:
-        raise EbbError(f"{path} shows the way that samples took, and no trace was kept: sample with trace=True.")
-    images, times = zip(
-        *trajectory([samples.model.pixels(x) for x in samples.trace], samples.model.medium), strict=True
-    )
-    with whole(path) as part:
-        images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=list(times), loop=0)
-
-
-def _arrays(samples: Samples, path: Path) -> None:
-    import numpy as np
-    import torch
-
-    from ebbtide.api import TENSORS
-
-    # numpy has no bfloat16; float32 holds its every value
-    fields = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in leaves(samples.x, "x").items()}
-    arrays = {k: v.numpy() for k, v in fields.items()}
-    arrays["seeds"] = np.array(samples.seeds)
-    cond = (samples.plan.run or {}).get("cond")
-    asked = np.array(cond.get("prompt") if isinstance(cond, dict) else cond)
-    if asked.dtype.kind in "iU" and cond != TENSORS:
-        arrays["labels" if asked.dtype.kind == "i" else "prompts"] = np.broadcast_to(asked, (len(samples),))
-    arrays["plan"] = np.array(samples.plan.to_yaml())
-    # As np.savez does it, but with the dates left out, so that the same samples give the same bytes.
-    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            file.writestr(entry, member.getvalue())
-
-
-def _text(samples: Samples, path: Path) -> None:
-    texts = samples.text()
-    between = "\n---\n" if any("\n" in t for t in texts) else "\n"
-    with whole(path) as part:
-        part.write_text(between.join(texts) + "\n", encoding="utf-8")
-
-
-_WRITERS = {"sheet": _sheet, "frames": _frames, "arrays": _arrays, "text": _text}
-
-__all__ = ["KINDS", "alone", "beside", "check", "kind_of", "names", "state_of", "write", "write_beside", "write_each"]
+__all__ = [
+    "KINDS",
+    "alone",
+    "beside",
+    "check",
+    "kind_of",
+    "names",
+    "state_of",
+    "traced",
+    "write",
+    "write_beside",
+    "write_each",
+]

@@ -74,7 +74,7 @@ def layout(n: int, width: int, height: int, columns: int, rows: int) -> tuple[in
 
 
 def picture(x: Tree, columns: int, rows: int, medium: str = "image") -> Blocks:
-    """The first samples of x, as many as fit into columns x rows characters.
+    """The first samples of x, as many as fit into columns x rows characters; of clips the frames in the middle.
 
     Raises EbbError where the samples are no pictures.
     """
@@ -84,6 +84,9 @@ def picture(x: Tree, columns: int, rows: int, medium: str = "image") -> Blocks:
     from ebbtide.samples import sheet, to_images
 
     first = next(iter(leaves(x).values()))
+    if medium == "video" and first is x and x.ndim == 5:
+        medium, x = "image", x[:, x.shape[1] // 2]
+        first = x
     if medium != "image" or first is not x or x.ndim != 4:
         raise EbbError("a preview shows pictures, and this model makes none; leave --preview out.")
     across, down, scale = layout(len(x), x.shape[3], x.shape[2], columns, 2 * rows)

@@ -131,7 +131,7 @@ def _output(out: str) -> Path:
 def _default(request: Request) -> Path:
     from ebbtide.app.files import free
 
-    suffix = {"image": ".png", "text": ".txt"}.get(request.model.medium, ".npz")
+    suffix = {"image": ".png", "video": ".gif", "text": ".txt"}.get(request.model.medium, ".npz")
     return free(Path(request.model.name).name or "samples", suffix)
 
 

@@ -124,14 +124,14 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
     journal = journal or Journal()
     calls, seconds = journal.calls, journal.seconds
     model = request.model
-    if manner.preview and model.medium != "image":
+    if manner.preview and model.medium not in ("image", "video"):
         raise EbbError(f"a preview shows pictures, and {model.name} makes none; leave --preview out.")
     begun = 0.0
     if journal.state is not None:
         begun = len(journal.state) * share(journal.state) / request.n
     pace = Pace(request.n, journal.finished, journal.calls, begun)
     keeper = Keeper(request, path, manner.frames, journal)
-    trace = manner.frames or output.kind_of(path) == "frames"
+    trace = output.traced(path, model.medium, manner.frames)
     screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium, model.preview)
     with screen, Stop(screen.stopping) as stop:
 

@@ -1,4 +1,4 @@
-"""Contact sheets: samples side by side on one picture, and the GIF of how they came to be."""
+"""Contact sheets: samples side by side on one picture, clips in motion, and the GIF of how samples came to be."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from ebbtide.samples import finite_rows, sheet, to_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 _CELL = 64
 _FRAMES = 100
 
 
-def contact(x: Tree, medium: str = "image") -> Image:
+def contact(x: Tree, medium: str = "image", columns: int | None = None) -> Image:
     """One sheet of all samples, small pictures enlarged by a whole factor; those that are not finite are crossed out.
+
+    columns   of the sheet; by default such that it is about square
 
     Raises EbbError where the samples are no pictures.
     """
     images = to_images(x, medium)
     good = finite_rows(x).tolist()
     marked = [image if fine else crossed(image) for image, fine in zip(images, good, strict=True)]
-    return sheet(marked, scale=max(1, _CELL // max(images[0].size)))
+    return sheet(marked, columns, scale=max(1, _CELL // min(images[0].size)))
+
+
+def motion(x: Tensor) -> list[tuple[Image, int]]:
+    """A sheet for each frame of clips (n, F, C, H, W), and for how many milliseconds it is shown."""
+    return [(contact(x[:, k]), 120) for k in range(x.shape[1])]
 
 
 def crossed(image: Image) -> Image:
