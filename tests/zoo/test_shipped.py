@@ -42,14 +42,19 @@ def test_names_and_folders() -> None:
         recipes.recipe("clasifier")
 
 
-def test_shipped_weights_are_of_the_recipes(shared: Path) -> None:
-    data = load_pictures(shared / "assets" / "data" / "mnist.npz")
-    for name in ("digits", "classifier"):
-        about = json.loads((zoo.folder(name) / "recipe.json").read_text())
-        fitted = recipes.fit(recipes.recipe(name), data)
-        assert about["recipe"] == json.loads(json.dumps(plain(fitted)))
-        assert about["step"] == fitted.steps, "weights of a run that has not ended"
-        assert about["data"] == data.digest
+FILES = {"mnist": "mnist.npz", "emoji32": "emoji32.npz", "tiny-shakespeare": "tiny_shakespeare.txt"}
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_shipped_weights_are_of_the_recipes(shared: Path, name: str) -> None:
+    """Of the data that they name, to the last step."""
+    known = recipes.recipe(name)
+    about = json.loads((zoo.folder(name) / "recipe.json").read_text("utf-8"))
+    data = recipes.read(known, shared / "assets" / "data" / FILES[known.data])
+    fitted = recipes.fit(known, data)
+    assert about["recipe"] == json.loads(json.dumps(plain(fitted)))
+    assert about["step"] == fitted.steps, "weights of a run that has not ended"
+    assert about["data"] == data.digest
 
 
 def test_classifier_reads_what_the_model_drew(held: Pictures) -> None:
