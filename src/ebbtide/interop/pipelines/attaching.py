@@ -21,7 +21,7 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
 from ebbtide.interop.pipelines.asked import grid_of, points_of
 from ebbtide.interop.pipelines.driver import Driver
-from ebbtide.interop.pipelines.hearing import Ear, denoiser, parameters, twin
+from ebbtide.interop.pipelines.hearing import Ear, denoiser, parameters, signature, twin
 from ebbtide.interop.pipelines.model import facts, guidance, process_of
 
 
@@ -54,7 +54,7 @@ def _attached(kind: type) -> type:
 
 
 def _run(pipe: Any, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    bound = inspect.signature(kind.__call__).bind(pipe, *args, **kwargs)
+    bound = signature(kind.__call__).bind(pipe, *args, **kwargs)
     given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     plan: Plan | None = pipe._ebb_plan
     name = denoiser(pipe)
@@ -66,11 +66,18 @@ def _run(pipe: Any, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if plan is not None:
         bound.arguments["num_inference_steps"] = _steps(pipe, plan, given)
     ear = Ear(getattr(pipe, name))
-    driver = Driver(copy.deepcopy(pipe.scheduler), plan, ear, given, scale)
+    driver = Driver(_laid_apart(pipe.scheduler), plan, ear, given, scale)
     inner = twin(pipe, **{name: ear, "scheduler": driver})
     inner.__class__ = kind
     bound.arguments["self"] = inner
     return kind.__call__(*bound.args, **bound.kwargs)
+
+
+def _laid_apart(scheduler: Any) -> Any:
+    """A copy whose times can be laid out while the scheduler keeps its own, also where one holds another."""
+    made = copy.copy(scheduler)
+    made.__dict__.update({k: copy.copy(v) for k, v in vars(made).items() if hasattr(v, "set_timesteps")})
+    return made
 
 
 def _scale(pipe: Any, plan: Plan | None, bound: inspect.BoundArguments) -> float | None:

@@ -25,6 +25,7 @@ from ebbtide.interop.pipelines.hearing import Answer, Ear, Said
 from ebbtide.interop.pipelines.learning import overheard
 from ebbtide.interop.pipelines.schedule import Schedule, begun
 from ebbtide.interop.pipelines.voice import TIME, Voice
+from ebbtide.network.still import still
 
 
 class Driver:
@@ -105,14 +106,15 @@ class Driver:
             self._voice = overheard(
                 turn[0], float(timestep), sample, times.facts.clock, times.whole, first=labels is None
             )
-        state = self._listen(self._voice, turn, sample[:n], timestep)
+        own = sample if len(sample) == n else sample[:n]
+        state = self._listen(self._voice, turn, own, timestep)
         if self._last is not None and sample is not self._last:
-            here = self._times.inward(sample[:n], self._first + self._done)
+            here = self._times.inward(own, self._first + self._done)
             state = replace(state, x=here.to(leaf(state.x)))
         self._state = self._loop("null" in state.cond).step(state).state
         self._done += 1
         out = self._times.outward(leaf(self._state.x), self._first + self._done).to(sample.dtype)
-        self._last = out if len(sample) == n else out.repeat(len(sample) // n, *(1,) * (out.ndim - 1))
+        self._last = out if own is sample else out.repeat(len(sample) // n, *(1,) * (out.ndim - 1))
         return Answer((self._last,))
 
     # ---------------------------------------------------------------- the loop
@@ -137,7 +139,9 @@ class Driver:
         if guided not in self._loops:
             times = self._times
             assert times.plan is not None
-            network = Network(self._ear.module, times.trained, call=self._voice, **times.facts.border)  # type: ignore[arg-type]
+            # a part that changes the network, or works inside it, is given the network itself
+            module = self._ear.module if times.plan.network else still(self._ear.module)
+            network = Network(module, times.trained, call=self._voice, **times.facts.border)  # type: ignore[arg-type]
             gives = frozenset({"module", "null"} if guided else {"module"})
             chosen = guides(times.plan, self._scale if guided else None)
             self._loops[guided] = times.bind(network, self._first, chosen, gives)

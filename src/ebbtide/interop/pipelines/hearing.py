@@ -48,7 +48,7 @@ class Ear:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._names = _signature(type(module).forward)
+        self._names = signature(type(module).forward)
         self._first = list(self._names.parameters)[1]
         self.said: list[Said] = []
 
@@ -76,8 +76,9 @@ class Ear:
                 f"the {type(self.module).__name__} of this pipeline is told no tensor as its first argument "
                 f"({self._first!r}); it cannot be called here."
             )
-        channels = getattr(self.module.config, "out_channels", None)
-        shape = (len(x), channels, *x.shape[2:]) if channels and x.ndim > 3 else x.shape
+        shape = x.shape
+        if x.ndim > 3 and (channels := getattr(self.module.config, "out_channels", None)):
+            shape = torch.Size((len(x), channels, *x.shape[2:]))
         return Answer((x.new_zeros(()).expand(shape),))
 
     def turn(self) -> list[Said]:
@@ -120,13 +121,14 @@ def denoiser(pipe: Any) -> str:
 
 
 @functools.lru_cache(256)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """What calling takes; read once, since every call of a pipeline asks."""
     return inspect.signature(function)
 
 
 def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """The arguments that calling the pipeline takes."""
-    return _signature(type(pipe).__call__).parameters
+    return signature(type(pipe).__call__).parameters
 
 
 def twin(pipe: Any, **changed: Any) -> Any:

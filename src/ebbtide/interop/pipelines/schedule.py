@@ -10,9 +10,8 @@ Shapes   times float64 (n + 1,), latents (B, ...)
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from ebbtide.core.state import State
 from ebbtide.core.time import combine, weight
 from ebbtide.denoise.network import CLOCKS, TIMES, Border
 from ebbtide.interop.pipelines.asked import grid_of, points_of
+from ebbtide.interop.pipelines.hearing import signature
 from ebbtide.interop.pipelines.learning import whole_of
 from ebbtide.interop.pipelines.matching import entry, plan_of
 from ebbtide.interop.pipelines.model import facts, process_of
@@ -67,7 +67,7 @@ class Schedule:
             said.pop("mu", None)  # which some classes refuse
         listed = next((k for k in _LISTS if k in said), None)
         count = n if listed is None else len(said[listed])
-        known = inspect.signature(self.own.set_timesteps).parameters
+        known = signature(type(self.own).set_timesteps).parameters
         if said.keys() <= known.keys():
             steps = {} if listed else {"num_inference_steps": count}
             self.own.set_timesteps(**steps, device=device, **said)
@@ -178,7 +178,8 @@ def begun(loop: Loop, x: Tensor, cond: Mapping[str, Any], generator: Any) -> Sta
     if loop.solve.stochastic or loop.correct or loop.steer:
         each = generator if isinstance(generator, list) else [generator] * len(x)
         seeds = [_draw(g) for g in each]
-    return loop.begin(torch.zeros_like(like), {**cond, "start": like}, seeds)
+    state = loop.begin(torch.zeros_like(like), {**cond, "start": like}, seeds)
+    return replace(state, cond=dict(cond))  # the first latents are let go of, as a pipeline does
 
 
 def _draw(g: torch.Generator | None) -> int:

@@ -21,7 +21,8 @@ GROUPS = ("first", "time", "condition", "last")
 class Layout:
     """Paths of the lists of blocks, in the order in which they run, and of what lies before, beside and after them.
 
-    A path may be of a module, of a bare parameter, or of what is not there in every configuration; `*` is any layer.
+    `places` embed positions, and nothing of x. A path may be of a module, of a bare parameter, or of what is not there in
+    every configuration; `*` is any layer.
     """
 
     blocks: Paths
@@ -29,6 +30,7 @@ class Layout:
     time: Paths = ()
     condition: Paths = ()
     last: Paths = ()
+    places: Paths = ()
 
 
 _UNET = Layout(
@@ -63,7 +65,7 @@ KNOWN = {
     ),
     "SD3Transformer2DModel": Layout(("transformer_blocks",), ("pos_embed",), _TIME, _TEXTS, _OUT),
     "FluxTransformer2DModel": Layout(
-        ("transformer_blocks", "single_transformer_blocks"), ("x_embedder",), _TIME, _TEXTS, _OUT
+        ("transformer_blocks", "single_transformer_blocks"), ("x_embedder",), _TIME, _TEXTS, _OUT, ("pos_embed",)
     ),
     "WanTransformer3DModel": Layout(
         ("blocks",),
