@@ -92,7 +92,8 @@ def measure(path: Path, steps: int, turns: int) -> list[figures.Figure]:
     for s, what in ((1.0, "unguided"), (SCALE, "guided")):
         mine, theirs = held(runs[f"attached {s}"]), held(runs[f"own {s}"])
         bar = 1.0 if s == 1.0 else None
-        out.append(figures.Figure(f"memory, {what}", mine / theirs, bar, said=f"{mine:.3f} MB / {theirs:.3f} MB, {1e6 * (mine - theirs):+,.0f} bytes"))
+        said = f"{mine:.3f} MB / {theirs:.3f} MB, {1e6 * (mine - theirs):+,.0f} bytes"
+        out.append(figures.Figure(f"memory, {what}", mine / theirs, bar, said=said))
     return out
 
 
