@@ -155,13 +155,17 @@ def letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_text_is_judged_by_a_causal_model_or_by_itself(letters: Any, run: Callable[..., Any]) -> None:
     from ebbtide.zoo.language import judge
+    from ebbtide.zoo.text import encode
 
     line = "eval letters -n 8 --batch 8 --plan ancestral --steps 4"
     told = json.loads(run(f"{line} --judge judge --json").out)
     x = drawn(letters, ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": 4}), 8, seed=0).x
     lm = judge("judge")
     row = told["rows"][0]
-    assert row["perplexity"] == six(m.bootstrap(m.perplexity, *m.nll(lm, x, start=4), paired=True))
+    alone = [m.nll(lm, encode(letters.decode(one), "ab c")[None], start=4) for one in x]  # no row is filled
+    total, count = (torch.cat(v) for v in zip(*alone, strict=True))
+    assert row["perplexity"] == six(m.bootstrap(m.perplexity, total, count, paired=True))
+    assert len(count.unique()) > 1
     assert row["distinct"][0] == pytest.approx(m.distinct(x), rel=1e-5)
     assert row["entropy"][0] == pytest.approx(m.entropy(x), rel=1e-5)
     assert json.loads(run(f"{line} --json").out)["figures"] == ["distinct", "entropy"]

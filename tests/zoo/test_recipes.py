@@ -316,3 +316,22 @@ def test_the_recipes_are_recipes() -> None:
         ["classifier", *DIGITS, "digits-autoencoder", "emoji", "emoji-classifier", "moving-digits", *TEXT]
     )
     assert all(isinstance(recipes.recipe(n), Recipe) and recipes.recipe(n).name == n for n in recipes.names())
+
+
+def test_a_model_of_characters_fills_what_is_left_open() -> None:
+    """Every underscore is one character; what is given stands; short rows are filled, and shown without the filling."""
+    from ebbtide.zoo.models import model_of
+
+    small = MaskedLM(alphabet="\nabc", layers=1, heads=1, width=8, hidden=8, length=12)
+    about = {**small.about(), "process": {"name": "masked", "vocab": 5, "mask": 4}}
+    module = small.build(Noise(keys([3]), torch.zeros(1, dtype=torch.int64)))
+    model = model_of(module, about, "letters")
+    for text in ebb.sample(model, cond=["ab____c", "ab____c", "a[MASK]b"], n=3, seed=2).text():
+        assert text in ("a" + text[1:-1] + "b", "ab" + text[2:-1] + "c")
+        assert "_" not in text
+        assert len(text) in (3, 7)
+    assert len(ebb.sample(model, n=1).x[0]) == 12
+    with pytest.raises(ebb.EbbError, match="does not write 'd'"):
+        ebb.sample(model, cond="abcd_", n=1)
+    with pytest.raises(ebb.EbbError, match="rows of 12"):
+        ebb.sample(model, cond="_" * 13, n=1)

@@ -106,9 +106,7 @@ def _words(prompts: list[str] | None, negative: str | None, held: Any, n: int, m
     elif "prompt" not in cond:
         few = list(model.info.get("prompts", ()))
         cond["prompt"] = few or ""
-        word = (
-            f"{', '.join(few)} in turn (--prompt chooses)" if few else "the empty prompt (--prompt says what to show)"
-        )
+        word = f"{', '.join(few)} in turn (--prompt chooses)" if few else "the empty prompt (--prompt chooses)"
     if negative is not None:
         cond["negative"] = negative
     return {k: _turns(v, n) for k, v in cond.items()}, word

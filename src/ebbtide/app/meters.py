@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ebbtide.core.errors import EbbError, nearest
@@ -128,10 +128,11 @@ class Meters:
             from ebbtide.zoo.text import encode
 
             show: Any = self.model.decode
-            tokens = torch.stack([encode(show(row), self.judge.alphabet) for row in x])
-            found["perplexity"] = m.bootstrap(
-                m.perplexity, *m.nll(self.judge, tokens, start=self.judge.start), paired=True
-            )
+            start = self.judge.start
+            said = [encode(show(row), self.judge.alphabet) for row in x]
+            tokens = nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=start)
+            scores = m.nll(self.judge, tokens, start=start, pad=start)
+            found["perplexity"] = m.bootstrap(m.perplexity, *scores, paired=True)
         if "distinct" in self.names:
             found["distinct"] = m.bootstrap(m.distinct, x, repeat=False)
         if "entropy" in self.names:

@@ -73,7 +73,8 @@ def nll(lm: LM, x: Tensor, *, start: int | None = None, pad: int | None = None, 
     for rows in x.split(batch):
         seen = rows if start is None else torch.cat([torch.full_like(rows[:, :1], start), rows], 1)
         counts = _counts(seen[:, 1:], pad)
-        scores.append((-(_said(lm, seen[:, :-1], seen[:, 1:]) * counts).sum(1), counts.sum(1)))
+        said = _said(lm, seen[:, :-1], seen[:, 1:])  # a model may rule padding out, so it is no factor of 0
+        scores.append((-said.where(counts > 0, 0.0).sum(1), counts.sum(1)))
     return Scores(*(torch.cat(v) for v in zip(*scores, strict=True)))
 
 
@@ -85,7 +86,7 @@ def pseudo_nll(lm: LM, x: Tensor, mask: int, *, pad: int | None = None, batch: i
     columns = [_said(lm, seen, rows)[:, k % width] for k, (seen, rows) in enumerate(hidden)]
     said = torch.cat([torch.stack(columns[k : k + width], 1) for k in range(0, len(columns), width)])
     counts = _counts(x, pad)
-    return Scores(-(said * counts).sum(1), counts.sum(1))
+    return Scores(-said.where(counts > 0, 0.0).sum(1), counts.sum(1))
 
 
 def accuracy(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
-from ebbtide.zoo.text import decode
 
 _KINDS = {
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
@@ -39,10 +38,7 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         raise EbbError(f"{name} predicts a {about.get('predicts', 'thing')}, so it cannot be sampled from.")
     process = registry.make("process", about["process"])
     if about["medium"] == "text":
-        denoiser = Network(module, process, predicts="logits", call=_read)
-        like = torch.zeros(about["shape"], dtype=torch.int64)
-        show = functools.partial(decode, alphabet=about["alphabet"])
-        return Model(name, denoiser, like, medium="text", digest=digest, decode=show)
+        return _written(module, process, about, name, digest)
     if "prompt" in about:
         return _told(module, process, about, name, digest)
     if about["medium"] == "video":
@@ -74,10 +70,18 @@ def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call:
     )
 
 
-def _read(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
-    home = next(iter(module.parameters())).device
-    logits: Tensor = module(x.to(home)).logits
-    return logits
+def _written(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
+    from ebbtide.interop.transformers.model import build
+    from ebbtide.zoo.text import Characters, decode
+
+    (length,), alphabet = about["shape"], about["alphabet"]
+    options = {"mask": process.mask, "length": length, "schedule": process.schedule, "name": name}
+    # short rows are filled with white space, which is left out of what is shown
+    pad = next((k for k, c in enumerate(alphabet) if c.isspace()), 0)
+    model: Any = build(module, Characters(alphabet), pad=pad, **options)
+    # every underscore is a character to write: only the word for a mask stands for one of them
+    writing = replace(model.writing, blank=r"\[MASK\]")
+    return replace(model, digest=digest, writing=writing, decode=lambda row: decode(row, alphabet).rstrip())
 
 
 def _told(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:

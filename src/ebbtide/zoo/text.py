@@ -11,8 +11,10 @@ Data     "Tiny Shakespeare": 1.1 million characters of the plays (public domain)
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +69,28 @@ def decode(tokens: Tensor, alphabet: str = ALPHABET) -> str:
     """The text of a row of tokens; a mask is shown as an underscore."""
     signs = alphabet + HIDDEN
     return "".join(signs[min(k, len(alphabet))] for k in tokens.tolist())
+
+
+@dataclass(frozen=True)
+class Characters:
+    """An alphabet in the form of transformers' tokenizers: one token a character, an underscore for each hidden one."""
+
+    alphabet: str
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": encode(text, self.alphabet).tolist()}
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """The text of tokens."""
+        return decode(torch.tensor(ids, dtype=torch.int64), self.alphabet)
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        """How one token is written."""
+        return (self.alphabet + HIDDEN)[token]
+
+    def get_vocab(self) -> dict[str, int]:
+        """All characters by their tokens."""
+        return {c: k for k, c in enumerate(self.alphabet + HIDDEN)}
 
 
 def load_text(path: str | Path, length: int = 128, split: str = "train") -> Text:

@@ -33,6 +33,7 @@ class Writing:
     length     of a row
     states     how many ids there are
     mask, pad  the ids of a hidden token, and of what fills a row
+    blank      what stands for a hidden token in a text
     """
 
     tokenizer: Any
@@ -40,6 +41,7 @@ class Writing:
     states: int
     mask: int
     pad: int
+    blank: str = BLANK
 
     def rows(self, prompts: Any, new: Any, n: int) -> dict[str, Tensor]:
         """n prompts, or one for all, as {"start": ..., "attention_mask": ...}; `new` tokens each, or one number for all.
@@ -88,9 +90,9 @@ class Writing:
         head, tail = self._ends
         sign = self._sign
         if sign is not None:
-            return head, self._ids(re.sub(BLANK, lambda _: sign, text)), tail
+            return head, self._ids(re.sub(self.blank, lambda _: sign, text)), tail
         body: list[int] = []
-        for j, piece in enumerate(re.split(BLANK, text)):
+        for j, piece in enumerate(re.split(self.blank, text)):
             body += ([self.mask] if j else []) + self._ids(piece)
         return head, body, tail
 
