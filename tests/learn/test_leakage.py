@@ -37,7 +37,7 @@ class Mixer(nn.Module):
 def test_the_noise_of_the_picture_has_its_law(t: float) -> None:
     objective = NoisedCondition(beta_max=1.5)
     beta = objective.beta(torch.full((4000,), t, dtype=torch.float64), rows(4000))
-    assert 0 < float(beta.min())
+    assert float(beta.min()) > 0
     assert float(beta.max()) < 1.5
     location = {0.0: -1.0, 0.8: 2 * 0.32768 - 1, 1.0: 1.0}[t]
     assert kolmogorov(torch.special.ndtr(torch.logit(beta / 1.5) - location)) > 0.01

@@ -29,7 +29,9 @@ def model(name: str = "vp-linear") -> Model:
 
 def start(m: Model, fraction: float, n: int = N, **moments: Any) -> Tensor:
     """Draws of the start at M = fraction."""
-    plan = ebb.Plan(grid={"name": "linear", "steps": 4}, start={"name": "analytic-init", "fraction": fraction, **moments})
+    plan = ebb.Plan(
+        grid={"name": "linear", "steps": 4}, start={"name": "analytic-init", "fraction": fraction, **moments}
+    )
     _, state = begin(m, plan, n=n)
     assert bool((state.t == fraction).all())
     return state.x
