@@ -12,6 +12,7 @@ from ebbtide.core.parts import Denoiser
 from ebbtide.core.state import Pred
 from ebbtide.denoise.model import Model
 from ebbtide.process.flow import Flow
+from ebbtide.start.analytic import best_fit
 from ebbtide.systems import Bench
 from ebbtide.systems.guide import analytic_init
 from ebbtide.systems.world import fvdm
@@ -78,3 +79,16 @@ def test_a_still_has_no_motion():
 def test_noise_alone_at_a_lower_time_misses_the_gaussian(at: float):
     ours, bare = (max(analytic_init.missed(Bench(analytic_init.SYSTEM, control), at)) for control in (False, True))
     assert ours < 4 < 8 < bare
+
+
+def test_the_preset_starts_from_the_moments_of_the_clips():
+    fit, said = best_fit(analytic_init.real(1000, seed=0)), analytic_init.SYSTEM.presets["analytic-init"]["start"]
+    assert said["mean"] == pytest.approx(float(fit["mean"]), abs=1e-3)
+    assert said["var"] == pytest.approx(float(fit["var"]), abs=1e-3)
+
+
+def test_a_share_of_motion_does_not_see_contrast():
+    clips, mean = analytic_init.real(64), analytic_init.real(1000).mean((0, 1))
+    faint = mean + 0.3 * (clips - mean)
+    assert analytic_init.share(faint) == pytest.approx(analytic_init.share(clips), rel=1e-4)
+    assert analytic_init.motion(faint) == pytest.approx(0.09 * analytic_init.motion(clips), rel=1e-4)
