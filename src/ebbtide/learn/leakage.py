@@ -9,7 +9,7 @@ more channel, and what the network says of that channel is left out.
 
 Shapes   x0 (B, F, C, S, S) of a `VideoTransformer` of 2 C channels, shown (B, C, S, S)
 Paper    Zhao et al. 2024, "Identifying and solving conditional image leakage in image-to-video diffusion model" (arXiv
-         2406.15735), section 4.2
+         2406.15735), "TimeNoise"
 Off      beta_max = 0 is training with the picture as it is, bit for bit.
 Differs  beta_max is in units of the data, here of [-1, 1], where the paper's 100 is on the scale of the noise of its network.
 """

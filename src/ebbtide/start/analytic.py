@@ -9,7 +9,7 @@ given, a still: so M is a little lower, where noise still hides the data. The gr
 Shapes   x (B, ...), any units, t_0 the grid's first time. `table`: mean and var, each (1,) a number, (1, C) one a
          channel, or (1, ...) shaped like an element. No call.
 Paper    Zhao et al. 2024, "Identifying and solving conditional image leakage in image-to-video diffusion model" (arXiv
-         2406.15735), section 4.1
+         2406.15735), "Analytic-Init"
 Off      mean = var = 0 and fraction = 1 is `prior`, bit for bit.
 Differs  each channel may have a variance of its own. `truncated` has the same law for numbers, and rows of classes; it
          leaves steps out, where this makes as many, closer together.

@@ -8,7 +8,7 @@ no step moves a unit whose time does not change.
 
 Shapes   cond["source"] like x (B, ...), of which the known units are read; `frames` runs along the first axis of units, or
          cond["known"] is boolean, shaped like the units: (B, F), (B, L), (B, 1, H, W). Both are taken out. No call.
-Paper    Liu et al. 2024, "Redefining temporal modeling in video diffusion" (arXiv 2410.03160), section 3.3
+Paper    Liu et al. 2024, "Redefining temporal modeling in video diffusion" (arXiv 2410.03160), section 3
 Off      frames = () is `prior`, bit for bit.
 Differs  nothing.
 """
