@@ -588,6 +588,7 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
         cond["y"] = {k: v for k, v in drawn.items() if "end" in ends[k]} if isinstance(drawn, dict) else drawn
     if entry.slot == "start":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
+        cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
     groups = (0, 0, 1, 1) if entry.slot == "steer" else (0, 1, 2, 3)
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,

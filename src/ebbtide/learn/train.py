@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -235,6 +236,14 @@ def train(
         if done < recipe.steps:
             save()
         raise
+
+
+def fitted(recipe: Recipe, data: Data) -> nn.Module:
+    """The averaged network of a whole run that keeps nothing on disk, for what is learnt in a minute or two."""
+    with tempfile.TemporaryDirectory() as out:
+        for progress in train(recipe, data, out, every=math.inf):
+            average = progress.average
+    return average
 
 
 def export(out: str | Path, recipe: Recipe, folder: str | Path, extra: dict[str, Any] | None = None) -> Path:

@@ -33,6 +33,7 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.measure.metrics import moments, nearest_distance
 from ebbtide.zoo.data import Pictures, load_pictures
+from ebbtide.zoo.moving import Moving
 
 FOLDER = Path(__file__).parent / "weights" / "reference"
 
@@ -122,9 +123,17 @@ def load(of: str = "digits") -> dict[str, Tensor]:
     return load_file(file)
 
 
-def pictures() -> Pictures:
-    """The 2,500 drawn pictures that ship."""
-    return load_pictures(FOLDER / "digits-drawn.npz")
+def pictures(size: int | None = None) -> Pictures:
+    """The 2,500 drawn pictures that ship, `size` pixels square where it is given."""
+    return load_pictures(FOLDER / "digits-drawn.npz", size)
+
+
+def clips(size: int = 12, frames: int = 8, count: int = 10, seed: int = 0) -> Moving:
+    """20,000 clips of the first drawn pictures, ten of which are one of each digit: video for cards that learn in a minute.
+
+    The pictures are two thirds of the square wide and have no labels; another seed moves them along other paths.
+    """
+    return Moving(Pictures(pictures(size * 2 // 3).pixels[:count], None), size, frames, 20_000 // count, seed)
 
 
 if __name__ == "__main__":
