@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +122,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What all runs of an ablation share.
+    """What all runs of an ablation share; a plan that stands in several is drawn once.
 
     labels    asked for in each repeat
     repeats   of seeds: repeat r begins at seed + r len(labels)
@@ -137,9 +137,16 @@ class Trial:
     draws: int = 200
     level: float = 0.95
     batch: int | None = None
+    _kept: dict[tuple[Model, str], Run] = field(default_factory=dict, repr=False)
 
     def run(self, model: Model, plan: Plan) -> Run:
-        """Draw the samples of a plan. Raises EbbError for a plan that does not fit, and samples that are not finite."""
+        """The samples of a plan. Raises EbbError for a plan that does not fit, and samples that are not finite."""
+        key = model, plan.to_json()
+        if key not in self._kept:
+            self._kept[key] = self._drawn(model, plan)
+        return self._kept[key]
+
+    def _drawn(self, model: Model, plan: Plan) -> Run:
         asked = [*self.labels] * self.repeats
         made = api.sample(model, plan, cond=asked, n=len(asked), seed=self.seed, batch=self.batch)
         if made.failed:
