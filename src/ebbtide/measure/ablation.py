@@ -88,7 +88,13 @@ def diversity(features: Tensor, labels: Tensor) -> float:
 
 
 class Run(NamedTuple):
-    """The samples of one plan, as the judge sees them: (N, D), (N, C), the calls of one sample and its repeats' size."""
+    """The samples of one plan, as the judge sees them.
+
+    features, logits   (N, D) and (N, C)
+    labels             asked for, (N,)
+    calls              of one sample
+    each               samples of a repeat
+    """
 
     features: Tensor
     logits: Tensor
@@ -152,12 +158,13 @@ class Trial:
         if made.failed:
             raise EbbError(f"{model.name} under {_told(plan.solve)}: {made.failed[0]}; there is nothing to compare.")
         pixels: Any = made.pixels
-        seen = self.judge.features(pixels), self.judge.logits(pixels)
+        with torch.no_grad():
+            seen = self.judge.features(pixels), self.judge.logits(pixels)
         return Run(*seen, torch.tensor(asked), made.calls / len(asked), len(self.labels))
 
     def contrast(self, base: Run, other: Run) -> dict[str, Change]:
         """Every figure of `other` against that of `base`."""
-        judge, two = self.judge, len(base.repeats())
+        judge = self.judge
         figures = judge.figures(*base[:3]), judge.figures(*other[:3])
         ratios = m.bootstrap_each(
             lambda f, p, g, q, labels: _ratios(judge.figures(f, p, labels), judge.figures(g, q, labels)),
@@ -167,9 +174,10 @@ class Trial:
             level=self.level,
             paired=True,
         )
-        apart = [_ratios(judge.figures(*a[:3]), judge.figures(*b[:3])) for a, b in _pairs(base, other)]
+        pairs = zip(base.repeats(), other.repeats(), strict=True)
+        apart = [_ratios(judge.figures(*a[:3]), judge.figures(*b[:3])) for a, b in pairs]
         cost = other.calls / base.calls
-        found = {"calls": _change("calls", base.calls, other.calls, m.Interval(cost, cost, cost), (cost,) * two)}
+        found = {"calls": _change("calls", base.calls, other.calls, m.Interval(cost, cost, cost), (cost,) * len(apart))}
         for name, ratio in ratios.items():
             own = tuple(math.exp(getattr(r, name)) for r in apart)
             before, after = (getattr(f, name) for f in figures)
@@ -215,10 +223,6 @@ def table(rows: Sequence[Row]) -> str:
 
 
 # -------------------------------------------------------------------- ratios
-
-
-def _pairs(base: Run, other: Run) -> list[tuple[Run, Run]]:
-    return list(zip(base.repeats(), other.repeats(), strict=True))
 
 
 def _ratios(base: Figures, other: Figures) -> Figures:
