@@ -78,7 +78,8 @@ SYSTEM = System(
     },
     slow=True,
     differs="16 x 16 digits and networks of v; at 50 steps DDPM and DDIM are no different, at 10 DDPM with "
-    "variance beta is worse and with the posterior's is not; unguided DDIM has 1.13 (0.96 to 1.33) times the Frechet distance of DDPM with 1000 steps, where at most 1.1 was looked for",
+    "variance beta is worse and with the posterior's is not; unguided DDIM has 1.13 (0.96 to 1.33) times the "
+    "Frechet distance of DDPM with 1000 steps, where at most 1.1 was looked for",
 )
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear", "sigmoid": "sigmoid"}
