@@ -71,7 +71,7 @@ def test_fields_of_another_class_are_told() -> None:
     [
         ("DDIMScheduler", {"clip_sample": True}, "clip_sample"),
         ("DDIMScheduler", {"thresholding": True}, "thresholding"),
-        ("DDIMScheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
+        ("DDIMScheduler", {"beta_schedule": "laplace"}, "beta_schedule"),
         ("DDIMScheduler", {"prediction_type": "noise"}, "prediction_type"),
         ("DDIMScheduler", {"timestep_spacing": "cosine"}, "timestep_spacing"),
         ("DDIMScheduler", {"steps_offset": 500}, "steps_offset"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
-from ebbtide.measure.metrics import agreement, bootstrap, prompt_agreement, psnr, reads, ssim
+from ebbtide.measure.metrics import agreement, bootstrap, inception_score, prompt_agreement, psnr, reads, ssim
 
 C1, C2 = 1e-4, 9e-4
 UNIT = (0.0, 1.0)
@@ -94,3 +94,15 @@ def test_prompts_are_read_as_their_class():
         prompt_agreement(first, [*prompts[:3], "roses"], said)
     with pytest.raises(EbbError, match="one label"):
         prompt_agreement(first, prompts[:3], said)
+
+
+def test_the_inception_score_counts_classes_that_are_read_for_sure():
+    sure = 50 * torch.eye(4)
+    assert inception_score(sure[[0, 1, 2, 3] * 5]) == pytest.approx(4)
+    assert inception_score(sure[[0, 0, 1, 1]]) == pytest.approx(2)
+    assert inception_score(sure[[2] * 6]) == pytest.approx(1)
+    assert inception_score(torch.zeros(6, 4)) == pytest.approx(1)
+    p = 0.8  # two readings that mirror each other: mutual information of a binary channel
+    turned = torch.tensor([[p, 1 - p], [1 - p, p]]).log()
+    noise = p * math.log(p) + (1 - p) * math.log(1 - p)
+    assert inception_score(turned + 3.0) == pytest.approx(2 * math.exp(noise))

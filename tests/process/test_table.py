@@ -12,7 +12,7 @@ from torch import Tensor
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SCHEDULES = ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2")
 
 
 def table(**params: Any) -> Any:
@@ -26,10 +26,10 @@ def rows(steps: int = 1000) -> Tensor:
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rows_are_the_products_of_the_chain(schedule: str, zero: bool) -> None:
-    from diffusers import DDIMScheduler
+    from diffusers import DDPMScheduler
 
     fields = {"beta_schedule": schedule, "beta_start": 0.00085, "beta_end": 0.012}
-    peer = DDIMScheduler(**fields, rescale_betas_zero_snr=zero).alphas_cumprod.double()
+    peer = DDPMScheduler(**fields, rescale_betas_zero_snr=zero).alphas_cumprod.double()
     a = table(**fields, zero_terminal=zero).a(rows())
     # the peer's table is float32: a product of a thousand roundings
     assert float((a**2 - peer).abs().max()) < 3e-6

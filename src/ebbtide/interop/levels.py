@@ -8,7 +8,7 @@ Differs  levels are float64; a last step that repeats the level before it is lef
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.grid.beta import beta_quantile
 from ebbtide.interop.fields import LEVELS
-from ebbtide.process.table import VPTable
+from ebbtide.process.table import Schedule, VPTable
 from ebbtide.solve.dpm_solver import fast
 
 
@@ -49,10 +49,8 @@ class Times:
         out: dict[str, Any] = {"name": "vp-table", "steps": self.clock}
         if c["trained_betas"] is not None:
             return {**out, "betas": list(c["trained_betas"]), **self._terminal()}
-        if c["beta_schedule"] not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-            raise self._no(
-                "beta_schedule", "known are linear, scaled_linear and squaredcos_cap_v2; or give trained_betas"
-            )
+        if c["beta_schedule"] not in (known := get_args(Schedule)):
+            raise self._no("beta_schedule", f"known are {', '.join(known)}; or give trained_betas")
         if c["beta_schedule"] == "squaredcos_cap_v2":
             return {**out, "beta_schedule": "squaredcos_cap_v2", **self._terminal()}
         betas = {k: c[k] for k in ("beta_schedule", "beta_start", "beta_end")}

@@ -2,7 +2,7 @@
 
     of any samples   frechet_distance kernel_distance energy_distance energy_test sliced_w2 nearest_distance  (distances)
                      manifold: precision, recall, density, coverage; spread, vendi                            (manifolds)
-    of pictures      psnr ssim; reads agreement prompt_agreement                                              (pictures)
+    of pictures      psnr ssim; reads agreement prompt_agreement inception_score                              (pictures)
     of text          nll pseudo_nll perplexity accuracy rate; exact_match distinct entropy                    (text)
     as intervals     bootstrap, bootstrap_each                                                                (certainty)
 
@@ -25,7 +25,7 @@ from ebbtide.measure.distances import (
     sliced_w2,
 )
 from ebbtide.measure.manifolds import Manifold, manifold, spread, vendi
-from ebbtide.measure.pictures import agreement, prompt_agreement, psnr, reads, ssim
+from ebbtide.measure.pictures import agreement, inception_score, prompt_agreement, psnr, reads, ssim
 from ebbtide.measure.text import (
     Scores,
     accuracy,
@@ -56,6 +56,7 @@ __all__ = [
     "exact_match",
     "frechet",
     "frechet_distance",
+    "inception_score",
     "kernel_distance",
     "manifold",
     "moments",

@@ -9,11 +9,14 @@ lie inside the picture.
 
     agreement          share of samples that a classifier reads as the class asked for
     prompt_agreement   the same where a prompt was asked for, and each prompt is of a class
+    inception_score    exp(E KL(p(y | x) | E p(y | x))): 1 where all are read alike, the number of classes at most
 
 Shapes   pictures (N, ..., H, W), channels and frames each a plane of its own; psnr and ssim are (N,) float64, one for each
          element: `bootstrap(torch.mean, ssim(x, y))` is their mean as an interval
-Source   Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section III.C
-Differs  colours are planes, where the paper turns them into grey
+Source   Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", section III.C;
+         Salimans et al. 2016, "Improved techniques for training GANs" (arXiv 1606.03498), section 4, for the score
+Differs  colours are planes, where the paper turns them into grey; the inception score is taken over all samples at once,
+         and by whatever classifier gave the logits
 """
 
 from __future__ import annotations
@@ -86,6 +89,13 @@ def agreement(read: Tensor, asked: Tensor) -> float:
     if read.shape[:1] != asked.shape or not len(read):
         raise EbbError(f"give one label for each sample, not {len(asked)} for {len(read)}.")
     return float((read.reshape(len(asked), -1) == asked.to(read)[:, None]).any(1).double().mean())
+
+
+def inception_score(logits: Tensor) -> float:
+    """How sure readings are and how evenly spread over the classes, from logits (N, C): 1 to C."""
+    log_p = logits.double().log_softmax(-1)
+    mean = log_p.exp().mean(0)
+    return float((torch.special.entr(mean).sum() + (log_p.exp() * log_p).sum(-1).mean()).exp())
 
 
 def prompt_agreement(read: Tensor, prompts: Sequence[str], classes: Mapping[str, int]) -> float:

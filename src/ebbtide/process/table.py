@@ -3,6 +3,7 @@
     abar_k = prod_{j <= k} (1 - beta_j),   t_k = (k + 1) / steps,   a(t_k)^2 = abar_k,   c^2 = 1 - a^2
     linear             beta uniform from beta_start to beta_end               (Ho et al.: 0.0001 to 0.02)
     scaled_linear      its square root uniform                                (Stable Diffusion: 0.00085 to 0.012)
+    sigmoid            beta_start + (beta_end - beta_start) / (1 + e^-v), v uniform from -6 to 6          (GeoDiff)
     squaredcos_cap_v2  1 - f((k + 1) / steps) / f(k / steps),  f(u) = cos^2(pi/2 (u + 0.008) / 1.008), at most 0.999
 
 Between two rows log sigma = log(c / a) is linear in t, the rule by which samplers in sigma ask a network of discrete time:
@@ -12,7 +13,8 @@ itself.
 
 Shapes   t of any shape, float64.
 Paper    Ho, Jain, Abbeel 2020 (arXiv 2006.11239), section 4; Nichol, Dhariwal 2021 (2102.09672), section 3.2; Lin et al.
-         2024 (2305.08891), algorithm 1, for the zero terminal; the interpolation: Karras et al. 2022 (2206.00364), C.3.4
+         2024 (2305.08891), algorithm 1, for the zero terminal; Xu et al. 2022 (2203.02923), appendix C, for the sigmoid;
+         the interpolation: Karras et al. 2022 (2206.00364), C.3.4
 Differs  in float64, where libraries keep float32 tables.
 """
 
@@ -30,7 +32,7 @@ from ebbtide.core.registry import part
 from ebbtide.process.affine import Affine
 
 Beta = Annotated[float, Field(gt=0, lt=1)]
-Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Schedule = Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
 
 
 def betas_of(schedule: Schedule, first: float, last: float, steps: int) -> Tensor:
@@ -39,6 +41,8 @@ def betas_of(schedule: Schedule, first: float, last: float, steps: int) -> Tenso
         return torch.linspace(first, last, steps, dtype=torch.float64)
     if schedule == "scaled_linear":
         return torch.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=torch.float64) ** 2
+    if schedule == "sigmoid":
+        return first + (last - first) / (1 + torch.linspace(6, -6, steps, dtype=torch.float64).exp())
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
     f = (math.pi / 2 * (u + 0.008) / 1.008).cos() ** 2
     return (1 - f[1:] / f[:-1]).clamp_max(0.999)
