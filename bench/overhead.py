@@ -33,7 +33,8 @@ from ebbtide.api import begin
 from ebbtide.core import registry
 from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
-from ebbtide.core.state import Pred, State, Tree
+from ebbtide.core.state import Pred, State
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.network import Network
 from ebbtide.interop.schedulers import Found, read
 

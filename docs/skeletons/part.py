@@ -18,7 +18,8 @@ from pydantic import Field
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Inner, Layer
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Pred, Query, tree_map
+from ebbtide.core.state import Pred, Query
+from ebbtide.core.tree import Memory, tree_map
 
 
 @part("guide", "my-clamp", paper="2205.11487", needs={"continuous"}, off={"bound": None})

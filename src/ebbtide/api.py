@@ -17,7 +17,8 @@ from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import State, Step, Tree, tree_map
+from ebbtide.core.state import State, Step
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.denoise.model import Model, seeds_of
 from ebbtide.journal import Journal
 from ebbtide.samples import Failure, Samples, finite_rows

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import State, Step, Tree, leaves, tree_map
+from ebbtide.core.state import State, Step
+from ebbtide.core.tree import Tree, leaves, tree_map
 from ebbtide.samples import Failure
 
 _SLOT = "journal"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Tree, leaves
+from ebbtide.core.tree import Tree, leaves
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,7 +7,8 @@ import torch
 import worlds
 
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import State, Step, leaves
+from ebbtide.core.state import State, Step
+from ebbtide.core.tree import leaves
 
 
 def check(world: worlds.World, state: State, step: Step | None) -> None:

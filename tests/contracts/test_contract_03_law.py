@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ebbtide.core import registry
 from ebbtide.core.key import Noise, keys
-from ebbtide.core.state import Pred, Tree, leaves, tree_map
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree, leaves, tree_map
 
 N = 6000
 CLASSES = 6  # the largest vocabulary that `variants` makes, and its mask

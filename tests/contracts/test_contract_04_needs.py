@@ -15,7 +15,8 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Loop
 from ebbtide.core.plan import MANY, Plan, features
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import State, leaves
+from ebbtide.core.state import State
+from ebbtide.core.tree import leaves
 
 
 def moved(a: State, b: State) -> bool:

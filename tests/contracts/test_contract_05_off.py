@@ -11,7 +11,8 @@ import worlds
 from ebbtide.core import registry
 from ebbtide.core.plan import MANY
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import Step, leaves
+from ebbtide.core.state import Step
+from ebbtide.core.tree import leaves
 
 SWITCHED = ("guide", "network", "solve", "correct", "steer")
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ebbtide.core import registry
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
-from ebbtide.core.state import Memory, Move, Pred, State, leaves
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import right, spread
+from ebbtide.core.tree import Memory, leaves
 
 
 def alone(world: worlds.World) -> list[State]:

@@ -12,7 +12,7 @@ import worlds
 from torch import nn
 
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import leaves
+from ebbtide.core.tree import leaves
 
 
 def outside(world: worlds.World) -> dict[str, Any]:

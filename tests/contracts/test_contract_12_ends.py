@@ -11,7 +11,8 @@ import worlds
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import State, leaves
+from ebbtide.core.state import State
+from ebbtide.core.tree import leaves
 
 
 def finite(name: str, state: State, pred: Any = None) -> None:

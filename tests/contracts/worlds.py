@@ -27,7 +27,8 @@ from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import MANY, Plan, features
 from ebbtide.core.registry import Entry
-from ebbtide.core.state import Pred, State, Step, Tree, tree_map
+from ebbtide.core.state import Pred, State, Step
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.denoise.model import Model
 
 CONTRACTS = {

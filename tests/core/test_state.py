@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import State, leaves, merge, tree_map
+from ebbtide.core.state import State
+from ebbtide.core.tree import leaves, merge, tree_map
 
 
 def made(n: int, units: tuple[int, ...] = (), first: int = 0) -> State:

@@ -12,7 +12,8 @@ from torch import Tensor
 import ebbtide as ebb
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Query, Tree
+from ebbtide.core.state import Pred, Query
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.exact import MarkovChain
 from ebbtide.guide.unchanged import Unchanged
 from ebbtide.measure.decoding import Counted

@@ -14,7 +14,8 @@ from ebbtide.core import registry
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
+from ebbtide.core.tree import Memory
 from ebbtide.denoise.exact import MarkovChain
 from ebbtide.denoise.model import Model
 from ebbtide.measure.decoding import rules, trial

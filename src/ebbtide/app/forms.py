@@ -11,7 +11,7 @@ from ebbtide.app import sheets
 from ebbtide.app.files import whole
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import leaves
+from ebbtide.core.tree import leaves
 from ebbtide.samples import Samples
 
 if TYPE_CHECKING:

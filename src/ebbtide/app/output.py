@@ -20,7 +20,7 @@ from ebbtide.app.files import said, vacant, whole, writable
 from ebbtide.app.sheets import motion
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import tree_map
+from ebbtide.core.tree import tree_map
 from ebbtide.samples import Samples, finite_rows, to_images
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def picture(x: Tree, columns: int, rows: int, medium: str = "image") -> Blocks:
     """
     from PIL import Image
 
-    from ebbtide.core.state import leaves
+    from ebbtide.core.tree import leaves
     from ebbtide.samples import sheet, to_images
 
     first = next(iter(leaves(x).values()))

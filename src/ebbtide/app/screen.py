@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ebbtide.app.preview import picture
 from ebbtide.app.progress import Pace, clock, speed
-from ebbtide.core.state import Step, Tree
+from ebbtide.core.state import Step
+from ebbtide.core.tree import Tree
 
 if TYPE_CHECKING:
     from rich.console import Console

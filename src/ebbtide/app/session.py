@@ -24,7 +24,8 @@ from ebbtide.app.screen import Screen
 from ebbtide.app.stopping import Stop
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Step, leaves, tree_map
+from ebbtide.core.state import Step
+from ebbtide.core.tree import leaves, tree_map
 from ebbtide.denoise.model import seeds_of
 from ebbtide.journal import Journal
 from ebbtide.samples import Samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 from ebbtide.samples import finite_rows, sheet, to_images
 
 if TYPE_CHECKING:

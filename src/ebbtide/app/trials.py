@@ -24,7 +24,8 @@ from ebbtide.app.screen import Live
 from ebbtide.app.stopping import Stop
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Step, tree_map
+from ebbtide.core.state import Step
+from ebbtide.core.tree import tree_map
 from ebbtide.denoise.model import seeds_of
 from ebbtide.measure import metrics as m
 from ebbtide.measure.convergence import distance, fine

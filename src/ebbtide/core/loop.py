@@ -25,8 +25,9 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Correct, Grid, Layer, Process, Solver, Start, Steer
-from ebbtide.core.state import OWN, Memory, Move, Pred, Query, State, Step, Tree, leaves, merge, merge_rows, tree_map
+from ebbtide.core.state import OWN, Move, Pred, Query, State, Step
 from ebbtide.core.time import right
+from ebbtide.core.tree import Memory, Tree, leaves, merge, merge_rows, tree_map
 
 # Salts keep the draws of different parts of one step apart.
 SALT = {"solve": 1, "start": 2, "steer": 3, "correct": 256, "guide": 512}

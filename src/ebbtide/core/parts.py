@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
-from ebbtide.core.state import Memory, Move, Pred, Query, State, Step, Tree
+from ebbtide.core.state import Move, Pred, Query, State, Step
+from ebbtide.core.tree import Memory, Tree
 
 if TYPE_CHECKING:
     from ebbtide.core.loop import Ask

@@ -11,52 +11,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import fold, keys
-
-Tree: TypeAlias = Any
-"""A tensor, or a dict of trees by name."""
-Memory: TypeAlias = dict[str, Any]
-"""What a part keeps in the state: batch-first leaves by name."""
-
-
-def tree_map(f: Callable[..., Tensor], tree: Any, *rest: Any) -> Any:
-    """Apply `f` leaf by leaf to trees of one structure."""
-    if isinstance(tree, dict):
-        return {k: tree_map(f, v, *(r[k] for r in rest)) for k, v in tree.items()}
-    return f(tree, *rest)
-
-
-def merge(f: Callable[[Tensor, Tensor], Tensor], new: Any, old: Any) -> Any:
-    """`f(new, old)` leaf by leaf over the union of two memories: a leaf that is missing on one side is one of zeros.
-
-    Zeros therefore mean "nothing stored" in every memory of the package.
-    """
-    if isinstance(new, dict) or isinstance(old, dict):
-        new, old = new or {}, old or {}
-        return {k: merge(f, new.get(k), old.get(k)) for k in {**old, **new}}
-    if new is None:
-        new = torch.zeros_like(old)
-    elif old is None:
-        old = torch.zeros_like(new)
-    return f(new, old)
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The leaves of a tree under dotted names."""
-    if isinstance(tree, dict):
-        out: dict[str, Tensor] = {}
-        for k, v in tree.items():
-            if "." in k:
-                raise EbbError(f"the name {k!r} holds a dot, which separates the levels of a saved state.")
-            out |= leaves(v, f"{prefix}.{k}" if prefix else k)
-        return out
-    return {prefix: tree}
+from ebbtide.core.tree import Memory, Tree, leaves, merge_rows, tree_map, write_rows
 
 
 def _copies(index: Tensor) -> Tensor:
@@ -67,29 +29,6 @@ def _copies(index: Tensor) -> Tensor:
     single = torch.searchsorted(ranked, ranked, right=True) - first == 1
     rank = torch.where(single, 0, torch.arange(len(index)) - first + 1)
     return torch.empty_like(rank).index_copy(0, order, rank)
-
-
-def _rows(index: Tensor, n: int) -> Callable[[Tensor | None, Tensor | None], Tensor]:
-    """Write rows over rows; where the whole has no such leaf yet, it starts as zeros."""
-
-    def write(part: Tensor | None, whole: Tensor | None) -> Tensor:
-        assert part is not None or whole is not None
-        if whole is None:
-            assert part is not None
-            whole = part.new_zeros((n, *part.shape[1:]))
-        if part is None:
-            part = whole.new_zeros((len(index), *whole.shape[1:]))
-        return whole.index_copy(0, index.to(whole.device), part)
-
-    return write
-
-
-def merge_rows(f: Callable[[Tensor | None, Tensor | None], Tensor], a: Any, b: Any) -> Any:
-    """Like `merge`, for two trees with different numbers of rows: `f` sees None for a missing leaf."""
-    if isinstance(a, dict) or isinstance(b, dict):
-        a, b = a or {}, b or {}
-        return {k: merge_rows(f, a.get(k), b.get(k)) for k in {**b, **a}}
-    return f(a, b)
 
 
 def _kind(shapes: dict[str, torch.Size]) -> str:
@@ -149,7 +88,7 @@ class State:
 
     def put(self, index: Tensor, other: State) -> State:
         """The elements of `other` written over the rows `index`: the inverse of `take` without copies."""
-        return State(**merge_rows(_rows(index, len(self)), other._tree(), self._tree()))
+        return State(**merge_rows(write_rows(index, len(self)), other._tree(), self._tree()))
 
     def cat(self, other: State) -> State:
         """The elements of both; memory that only one side has is empty on the other.
@@ -164,7 +103,7 @@ class State:
                 raise EbbError(
                     f"these states cannot be joined: {name} is {_kind(mine)} in one and {_kind(theirs)} in the other."
                 )
-        write = _rows(torch.arange(n, n + m), n + m)
+        write = write_rows(torch.arange(n, n + m), n + m)
 
         def join(b: Tensor | None, a: Tensor | None) -> Tensor:
             first = None if a is None else torch.cat([a, a.new_zeros((m, *a.shape[1:]))])

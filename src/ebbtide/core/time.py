@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ebbtide.core.state import Tree, tree_map
+from ebbtide.core.tree import Tree, tree_map
 
 Weight: TypeAlias = float | Tensor
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Correct, Process
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Pred, State, Tree, leaves, tree_map
+from ebbtide.core.state import Pred, State
 from ebbtide.core.time import unit_mean
+from ebbtide.core.tree import Memory, Tree, leaves, tree_map
 from ebbtide.process.affine import Affine
 
 

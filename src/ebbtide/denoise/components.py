@@ -20,7 +20,7 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 
 
 class Components(Denoiser):

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree, tree_map
+from ebbtide.core.state import Pred
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.denoise.bank import Average, Bank, fours
 from ebbtide.denoise.exact_gaussian import Gaussian
 from ebbtide.process.affine import Affine

@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.components import Components
 from ebbtide.process.discrete import Discrete
 

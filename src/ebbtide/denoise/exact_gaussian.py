@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.components import Components
 from ebbtide.process.affine import Affine
 

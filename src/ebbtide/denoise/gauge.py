@@ -28,7 +28,8 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.jacobian import Field, directions, divergence, products
 from ebbtide.process.affine import Affine
 

@@ -14,7 +14,7 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Tree, leaves, tree_map
+from ebbtide.core.tree import Tree, leaves, tree_map
 from ebbtide.denoise.network import Border
 
 

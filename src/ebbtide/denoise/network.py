@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Denoiser, Inner, Layer, Process
-from ebbtide.core.state import NULL, OWN, Memory, Pred, Query, State, Tree, leaves, tree_map
+from ebbtide.core.state import NULL, OWN, Pred, Query, State
 from ebbtide.core.time import Weight, combine, shared
+from ebbtide.core.tree import Memory, Tree, leaves, tree_map
 from ebbtide.network.patch import Patch, Rows
 from ebbtide.network.rewrite import Rewrite, bound
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ebbtide.core.parts import Grid
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, State
+from ebbtide.core.state import Move, State
+from ebbtide.core.tree import Memory
 from ebbtide.grid.fixed import Time
 
 

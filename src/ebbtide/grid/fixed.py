@@ -27,7 +27,8 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Grid
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, State
+from ebbtide.core.state import Move, State
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 
 Steps = Annotated[int, Field(gt=0)]

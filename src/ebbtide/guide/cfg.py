@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Inner, Layer
 from ebbtide.core.registry import part
-from ebbtide.core.state import NULL, Memory, Pred, Query
+from ebbtide.core.state import NULL, Pred, Query
 from ebbtide.core.time import combine
+from ebbtide.core.tree import Memory
 
 
 @part("guide", "cfg", paper="2207.12598", needs={"null"}, off={"scale": 1.0})

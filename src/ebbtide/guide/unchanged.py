@@ -24,7 +24,8 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Inner, Layer
 from ebbtide.core.registry import part
-from ebbtide.core.state import NULL, OWN, Memory, Pred, Query
+from ebbtide.core.state import NULL, OWN, Pred, Query
+from ebbtide.core.tree import Memory
 
 
 @part(

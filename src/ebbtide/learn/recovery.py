@@ -30,8 +30,9 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import combine, right
+from ebbtide.core.tree import Tree
 from ebbtide.process.affine import Affine
 from ebbtide.process.gaussian import VPLinear
 from ebbtide.solve.recovery import chain

@@ -22,7 +22,8 @@ from ebbtide.api import sample
 from ebbtide.core import registry
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import Plan, Spec, features
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
 
 

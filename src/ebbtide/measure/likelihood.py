@@ -26,8 +26,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.loop import Loop
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
 from ebbtide.core.time import combine, right, shared
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.jacobian import directions, divergence
 from ebbtide.denoise.model import Model, seeds_of
 from ebbtide.process.affine import Affine

@@ -22,7 +22,8 @@ from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Pred, Step, Tree, leaves, tree_map
+from ebbtide.core.state import Pred, Step
+from ebbtide.core.tree import Tree, leaves, tree_map
 from ebbtide.denoise.model import Model
 from ebbtide.process.affine import Affine
 

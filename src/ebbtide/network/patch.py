@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ebbtide.core.parts import Part
-from ebbtide.core.state import Memory, Query, State, Tree
+from ebbtide.core.state import Query, State
+from ebbtide.core.tree import Memory, Tree
 
 
 class Run(NamedTuple):

@@ -25,8 +25,9 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Process
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import Weight, combine, invert, nil, shared
+from ebbtide.core.tree import Tree
 
 _MEMO = 8192
 KINDS = ("x0", "eps", "v", "flow", "score")

@@ -26,8 +26,9 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Process
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import right, where
+from ebbtide.core.tree import Tree
 
 Schedule: TypeAlias = Literal["linear", "quadratic", "cosine", "geometric"]
 _KEEP, _TOKEN = 0, 1  # salts: whether a token changes, and to what

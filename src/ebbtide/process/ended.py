@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ebbtide.core.key import Noise
-from ebbtide.core.state import Tree
 from ebbtide.core.time import Weight, combine
+from ebbtide.core.tree import Tree
 from ebbtide.process.affine import Affine, Weights
 
 

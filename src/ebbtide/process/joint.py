@@ -21,7 +21,8 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 from ebbtide.core.parts import Process
 from ebbtide.core.registry import make, part
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 
 
 @part("process", "joint")

@@ -24,7 +24,8 @@ from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
+from ebbtide.core.tree import Memory
 from ebbtide.process.masked import Masked
 
 

@@ -30,8 +30,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import Weight, combine, nil, spread
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine, Weights
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import Weight, combine, nil, spread
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 from ebbtide.solve.heun import Heun
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Process, Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
+from ebbtide.core.tree import Memory
 
 Eta = Annotated[float, Field(ge=0, le=1)]
 

@@ -35,8 +35,9 @@ from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import Weight, combine, nil, ratio, right, spread
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.coordinates import slide
 from ebbtide.solve.dpmpp_2m import Midpoint

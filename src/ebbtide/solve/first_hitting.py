@@ -28,8 +28,9 @@ from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import invert, right
+from ebbtide.core.tree import Memory
 from ebbtide.process.masked import Masked
 
 _SOONEST = 2.0**-60  # while something is hidden, time has not ended, however short what is left of it

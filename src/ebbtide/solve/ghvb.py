@@ -27,8 +27,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Pred, State
+from ebbtide.core.state import Pred, State
 from ebbtide.core.time import combine, where
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 from ebbtide.solve.ipndm import Even
 

@@ -27,8 +27,9 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, Query, State
+from ebbtide.core.state import Move, Pred, Query, State
 from ebbtide.core.time import Weight, combine
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 from ebbtide.solve.euler import Eta
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.euler import Eta
 

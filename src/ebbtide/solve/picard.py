@@ -27,8 +27,9 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import right, unit_mean
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 from ebbtide.solve.window import ahead, ask_along, at, later, per_unit, whole
 

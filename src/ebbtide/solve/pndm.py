@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import where
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine
 from ebbtide.solve.coordinates import Space
 from ebbtide.solve.ipndm import Even

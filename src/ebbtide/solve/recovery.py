@@ -30,8 +30,9 @@ from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State, Tree
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import combine, nil, pick, spread, where
+from ebbtide.core.tree import Memory, Tree
 from ebbtide.process.affine import Affine, Weights
 
 

@@ -32,8 +32,9 @@ from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, State
+from ebbtide.core.state import Move, Pred, State
 from ebbtide.core.time import combine, ratio, right
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.euler import Eta
 from ebbtide.solve.window import ahead, ask_along, at, later, per_unit, whole

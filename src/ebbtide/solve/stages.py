@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
-from ebbtide.core.state import Memory, Move, Pred, Query, State
+from ebbtide.core.state import Move, Pred, Query, State
 from ebbtide.core.time import Weight, full, nil, spread, unit_mean
+from ebbtide.core.tree import Memory
 from ebbtide.process.affine import Affine, Weights
 from ebbtide.solve.coordinates import KIND, Space, slide
 

@@ -29,8 +29,9 @@ from torch.nn.functional import one_hot
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Solver
 from ebbtide.core.registry import part
-from ebbtide.core.state import Memory, Move, Pred, Query, State
+from ebbtide.core.state import Move, Pred, Query, State
 from ebbtide.core.time import where
+from ebbtide.core.tree import Memory
 from ebbtide.process.discrete import Discrete, spread
 
 _MOST = 700.0  # jumps a step on average: more are as many, and exp(-700) is still a number

@@ -34,8 +34,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
 from ebbtide.core.time import right, unit_mean
+from ebbtide.core.tree import Tree
 from ebbtide.process.affine import Affine
 from ebbtide.start.held import held, points
 

@@ -26,7 +26,8 @@ from pydantic import Field
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree
 from ebbtide.start.held import held, later, points
 
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree, tree_map
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.start.held import held
 
 

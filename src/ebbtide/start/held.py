@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
-from ebbtide.core.state import State, Tree, leaves, tree_map
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree, leaves, tree_map
 
 
 def held(name: str, like: Tree, ask: Ask, what: str) -> tuple[Tree, State]:

@@ -25,8 +25,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
 from ebbtide.core.time import where
+from ebbtide.core.tree import Tree
 from ebbtide.start.held import drop, held, points
 
 

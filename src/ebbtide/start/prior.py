@@ -14,7 +14,8 @@ from dataclasses import replace
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree
 
 
 @part("start", "prior", paper="2006.11239")

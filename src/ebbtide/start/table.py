@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import Tree
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree
 
 
 def check(table: Mapping[str, Any], needs: Collection[str], may: Collection[str] = ()) -> None:

@@ -29,8 +29,9 @@ from ebbtide.core.key import Noise, keys
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
 from ebbtide.core.time import combine
+from ebbtide.core.tree import Tree
 from ebbtide.start.table import check, chosen, read
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree
 from ebbtide.process.affine import Affine
 from ebbtide.start.held import later, points
 from ebbtide.start.table import by_label, check, chosen, read

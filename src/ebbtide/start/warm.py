@@ -27,7 +27,8 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
-from ebbtide.core.state import State, Tree, tree_map
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.start.held import held
 
 

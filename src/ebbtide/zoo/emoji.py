@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.key import Noise
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
 from ebbtide.learn.flow_matching import FlowMatching
 from ebbtide.zoo.data import Pictures

@@ -18,7 +18,8 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Loop
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import State, Tree
+from ebbtide.core.state import State
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.network import Network
 from ebbtide.interop.pipelines.asked import guides
 from ebbtide.interop.pipelines.hearing import Answer, Ear, Said

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
-from ebbtide.core.state import Tree, tree_map
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 from ebbtide.interop import schedulers

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 from ebbtide.interop.transformers.prompts import spread

@@ -25,7 +25,7 @@ from ebbtide.core import registry
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Loop
 from ebbtide.core.plan import Plan
-from ebbtide.core.state import Tree
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
 from ebbtide.denoise.network import Network
 from ebbtide.interop.transformers import gemma

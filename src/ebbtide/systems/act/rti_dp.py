@@ -25,8 +25,9 @@ from torch import Tensor
 
 import ebbtide as ebb
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
 from ebbtide.process.gaussian import VPCosine
 from ebbtide.systems import Bench, Card, System

@@ -22,7 +22,8 @@ from torch import Tensor
 import ebbtide as ebb
 from ebbtide.api import begin
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.model import Model
 from ebbtide.measure.metrics import energy_distance

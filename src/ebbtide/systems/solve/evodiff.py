@@ -20,7 +20,8 @@ import ebbtide as ebb
 from ebbtide.api import begin
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.model import process
 from ebbtide.measure.metrics import frechet, moments

@@ -28,7 +28,8 @@ import ebbtide as ebb
 from ebbtide.api import begin
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
+from ebbtide.core.tree import Tree
 from ebbtide.process.affine import Affine
 from ebbtide.process.mean_reverting import MeanReverting
 from ebbtide.systems import Bench, Card, System

@@ -34,8 +34,9 @@ import ebbtide as ebb
 from ebbtide.api import begin
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.parts import Denoiser
-from ebbtide.core.state import Pred, Tree
+from ebbtide.core.state import Pred
 from ebbtide.core.time import right
+from ebbtide.core.tree import Tree
 from ebbtide.denoise.exact import Gaussian, GaussianMixture
 from ebbtide.denoise.model import Model
 from ebbtide.process.affine import Affine
