@@ -38,7 +38,8 @@ def load(
     """A model from nearly anything.
 
     source   the name of a shipped model ("digits"); a folder that `ebb train` left; a diffusers pipeline or the folder of
-             one, together with what its call takes (height, width, num_frames); a network of diffusers or the folder of
+             one, together with what its call takes (height, width, num_frames; units=1 for video whose frames are to have
+             times of their own); a network of diffusers or the folder of
              one, with its process or scheduler; a single file of weights with `config=FOLDER`; a masked language model
              of transformers or the folder of one, or any module that gives logits of tokens together with `mask=ID`,
              and what `interop.transformers.load` takes (tokenizer, length, shift); a folder or .npz of pictures, for

@@ -10,6 +10,7 @@ alone, and an element's own is what has as many rows as there are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,35 @@ def voice(one: Heard, two: Heard, clock: float, flow: bool) -> Voice:
     fixed = {k: v for k, v in rest.items() if k not in own}
     whole, joined = whole_of(one.scheduler, flow), _joined(said[x,], one.samples[0][1])
     return Voice(x, told, clock, own, fixed, whole, joined, _null_first(rest, wide, own))
+
+
+def timed(spoken: Voice, module: Any, latents: Tensor, cond: dict[str, Any]) -> tuple[Voice, tuple[int, ...]]:
+    """The voice that tells a time for every frame of latents (1, C, F, H, W) or token (1, L, C), and the shape of units.
+
+    Raises EbbError for a denoiser that wants one time for an element: asked with equal times, it answers otherwise.
+    """
+    kind = type(module).__name__
+    units: tuple[int, ...] = (latents.shape[1],)
+    tokens = 1
+    if latents.ndim == 5:
+        size = getattr(module.config, "patch_size", 1)
+        deep, high, wide = size if isinstance(size, list | tuple) else (1, size, size)
+        if deep != 1:
+            raise EbbError(f"{kind} has {deep} frames in one token, so they share a time; leave units out.")
+        units, tokens = (1, latents.shape[2]), latents.shape[3] // high * (latents.shape[4] // wide)
+    elif latents.ndim != 3:
+        raise EbbError("only frames and tokens have times of their own, and this makes pictures; leave units out.")
+    each, t = replace(spoken, tokens=tokens), torch.full((1,), 0.5 * spoken.clock, device=latents.device)
+    try:
+        with torch.no_grad():
+            one = spoken(module, latents, t, cond)
+            many = each(module, latents, t.reshape(1, *(1 for _ in units)).expand(1, *units), cond)
+        same = bool((one - many).abs().max() <= 1e-2 * one.abs().max())
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        same = False
+    if not same:
+        raise EbbError(f"{kind} is told one time for an element, not one for each of {units[-1]}; leave units out.")
+    return each, units
 
 
 def overheard(said: Said, t: float, latents: Tensor, clock: float, whole: Any, first: bool) -> Voice:

@@ -28,7 +28,7 @@ from ebbtide.denoise.network import Network
 from ebbtide.interop import schedulers
 from ebbtide.interop.fields import OF_THE_SAMPLER
 from ebbtide.interop.pipelines.hearing import Heard, decode, denoiser, hear, parameters, twin
-from ebbtide.interop.pipelines.learning import voice
+from ebbtide.interop.pipelines.learning import timed, voice
 from ebbtide.interop.pipelines.prompts import check_length
 from ebbtide.interop.pipelines.voice import Voice
 
@@ -42,6 +42,7 @@ class PipelineModel(Model):
     size    what the pipeline is asked besides the prompt: height, width, num_frames, guidance_scale where embedded
     heard   what it said when it was loaded
     quick   latents to pictures by a smaller decoder, for previews
+    timed   the shape of the units that have times of their own: frames (1, F) of latents (C, F, H, W), or tokens (L,)
     """
 
     pipe: Any = field(repr=False, kw_only=True)
@@ -49,6 +50,10 @@ class PipelineModel(Model):
     size: Mapping[str, Any] = field(repr=False, kw_only=True)
     heard: Heard = field(repr=False, kw_only=True)
     quick: Any = field(default=None, repr=False, kw_only=True)
+    timed: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def unit_shape(self) -> tuple[int, ...]:
+        return self.timed
 
     def preview(self, x: Tree) -> Tree:
         return super().preview(x) if self.quick is None else self.quick(x)
@@ -171,11 +176,14 @@ def _process(spec: str) -> Any:
     return registry.make("process", json.loads(spec))
 
 
-def load(pipe: Any, prompt: str = "", name: str | None = None, preview: Any = None, **size: Any) -> PipelineModel:
+def load(
+    pipe: Any, prompt: str = "", name: str | None = None, preview: Any = None, units: int = 0, **size: Any
+) -> PipelineModel:
     """A pipeline object as a model; see `ebb.load`.
 
     prompt   one of the prompts to come, where the pipeline's fixed arguments depend on it
     preview  a small decoder of the same latents (diffusers' AutoencoderTiny) that draws previews in place of the pipeline's
+    units    1: every frame, or token of packed latents, has a time of its own, where the denoiser can be told so
     size     what its call takes besides: height, width, num_frames, max_sequence_length, an embedded guidance_scale
 
     Raises EbbError for a pipeline whose denoiser cannot be called, naming what is unknown.
@@ -192,10 +200,14 @@ def load(pipe: Any, prompt: str = "", name: str | None = None, preview: Any = No
     once = {**size, **subject(pipe), **guidance(pipe, False)}
     quick = None if preview is None else functools.partial(_decoded, _drawing(pipe, preview), one, once)
     like = one.samples[0][1][0]
+    shape: tuple[int, ...] = ()
+    if units:
+        spoken, shape = timed(spoken, module, one.samples[0][1], spoken.condition(one.turns[0], 1))
     return PipelineModel(
         name=name or type(pipe).__name__,
         denoiser=Network(module, process, call=spoken, **found.border),
         like=torch.zeros(like.shape),
+        units=len(shape),
         labels=getattr(module.config, "num_embeds_ada_norm", None) if "class_labels" in once else None,
         medium="image" if like.ndim != 4 else "video",
         decode=functools.partial(_decoded, pipe, one, once),
@@ -205,6 +217,7 @@ def load(pipe: Any, prompt: str = "", name: str | None = None, preview: Any = No
         size=size,
         heard=one,
         quick=quick,
+        timed=shape,
     )
 
 

@@ -62,6 +62,7 @@ class Voice:
     whole   how times become whole, for a scheduler that tells whole ones
     joined  the number of channels of the latents, where the denoiser is shown more: those are the element's own too
     first   whether the null rows come first where both conditions go into one call
+    tokens  how many tokens each unit spans, where units have times of their own
     """
 
     x: str
@@ -72,6 +73,7 @@ class Voice:
     whole: Callable[[Tensor], Tensor] | None = None
     joined: int = 0
     first: bool = True
+    tokens: int = 1
 
     def condition(self, turn: list[Said], n: int) -> dict[str, Any]:
         """The condition that one turn says, for n elements; with the leaf "null" where both were said.
@@ -112,7 +114,9 @@ class Voice:
                 )
 
     def __call__(self, module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
-        """Ask the denoiser: x (B, ...), the scheduler's time (B,), the condition as `condition` gives it."""
+        """Ask the denoiser: x (B, ...), the scheduler's time (B,) or of every unit, the condition as `condition` gives it."""
+        if clock.ndim > 1:
+            clock = clock.flatten(1).repeat_interleave(self.tokens, 1)
         t = clock if self.whole is None else self.whole(clock)
         said = self._rest(x, cond)
         shown = torch.cat([x, said.pop("joined").to(x)], 1) if self.joined else x
