@@ -75,6 +75,24 @@ def test_a_variance_beside_the_mean_is_left_out() -> None:
     assert torch.allclose(said, x - 0.5 * dit(x, torch.full((2,), 500.0), **label).sample[:, :2], atol=1e-6)
 
 
+def test_a_call_of_ones_own_is_given_the_network() -> None:
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, **blocks)
+    seen: list[Any] = []
+
+    def call(network: Any, x: torch.Tensor, clock: torch.Tensor, cond: Any) -> Any:
+        seen.append(network)
+        return network(x, clock).sample
+
+    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5, dtype=torch.float64)
+    ours, theirs = (ebb.load(unet, process="flow", **own).denoiser(x, t, {}).mean for own in ({"call": call}, {}))
+    assert seen == [unet]
+    assert torch.equal(ours, theirs)
+
+
 def test_one_file_in_a_pipeline(shared: Path, tmp_path: Path) -> None:
     """The denoiser is the file's, whatever lies in its place in the folder; the rest is the folder's."""
     pipe = tiny.build(shared, "sd")

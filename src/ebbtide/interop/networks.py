@@ -113,6 +113,9 @@ def load(
         process, border = found.process, {**found.border, **border}
     like = _element(network) if like is None else like
     name = str(source) if isinstance(source, str | os.PathLike) else kind
+    if "call" in border:  # whoever says how it is called means the network itself
+        call = border["call"]
+        border["call"] = lambda bare, x, clock, cond: call(bare.network, x, clock, cond)
     return api.load(_Bare(network), process=process, like=like, **{"name": name, "medium": _medium(like), **border})
 
 
