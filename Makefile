@@ -1,7 +1,7 @@
 # Everything here works in .venv, which the first target that needs it makes. Stamp files in it remember what is
 # installed, so a second run starts at once; they are as old as the files that say what to install.
 #
-#     make demo       64 digits from the shipped model: a picture and its plan, in demo/
+#     make demo       60 digits from the shipped model: a picture and its plan, in demo/
 #     make test       the suite, but for slow cards            make test ARGS="-k law -n 0"   some of it
 #     make lint       ruff and mypy                            make docs                      the site, in site/
 #     make bench      the figures of bench/README.md           make catalogue                 the generated pages
@@ -42,7 +42,7 @@ demo: demo/digits.png
 
 demo/digits.png: $(VENV)/.base
 	@mkdir -p demo
-	$(VENV)/bin/ebb sample digits -n 64 --guidance 2 --steps 20 --seed 0 -o $@ --overwrite
+	$(VENV)/bin/ebb sample digits -n 60 --guidance 2 --steps 20 --seed 0 -o $@ --overwrite
 
 # Two workers of one thread each are faster on two cores than one of two, and round the same everywhere. Cards that take
 # more than 20 s are run by `ebb check --all`, and here with ARGS="-m slow".

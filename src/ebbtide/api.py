@@ -39,12 +39,12 @@ def load(
 
     source   the name of a shipped model ("digits"); a folder that `ebb train` left; a diffusers pipeline or the folder of
              one, together with what its call takes (height, width, num_frames; units=1 for video whose frames are to have
-             times of their own); a network of diffusers or the folder of
-             one, with its process or scheduler; a single file of weights with `config=FOLDER`; a masked language model
-             of transformers or the folder of one, or any module that gives logits of tokens together with `mask=ID`,
-             and what `interop.transformers.load` takes (tokenizer, length, shift); a folder or .npz of pictures, for
-             the closed-form denoisers of your own data (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or a
-             torch module or callable `f(x, clock, **cond)` together with
+             times of their own); a network of diffusers or the folder of one, with its process or scheduler; a single
+             file of weights with `config=FOLDER`; a masked language model of transformers or the folder of one, or any
+             module that gives logits of tokens together with `mask=ID`, and what `interop.transformers.load` takes
+             (tokenizer, length, shift); a folder or .npz of pictures, for the closed-form denoisers of your own data
+             (`denoiser="local"`, "exact" or "wiener"); a `Denoiser`; or a torch module or callable
+             `f(x, clock, **cond)` together with
     process  the process that it was trained on, "flow" or {"name": "vp-linear", "beta_max": 12}, say, and
     like     one element of its data, zeros of the right shape and dtype.
     border   for networks: what `denoise.network.Network` takes (predicts, clock, steps, nulls, call), and what

@@ -119,8 +119,9 @@ def test_arrays_are_the_samples_and_their_bytes_repeat(toy: Any, run: Callable[.
 
 @pytest.mark.parametrize("options", ["--frames -o way.png", "-o way.gif"])
 def test_frames_end_in_the_sheet(toy: Any, run: Callable[..., Any], options: str) -> None:
-    run(f"sample toy -n 4 --steps 5 {options}")
-    run("sample toy -n 4 --steps 5 -o sheet.png")
+    """The labels are three, so both have three columns."""
+    run(f"sample toy -n 12 --steps 5 {options}")
+    run("sample toy -n 12 --steps 5 -o sheet.png")
     gif = Image.open("way.gif")
     assert gif.n_frames == 5  # type: ignore[attr-defined]
     gif.seek(4)

@@ -115,7 +115,7 @@ BAD: dict[str, tuple[Callable[[Path, Any], Any], str]] = {
     "no file": (lambda f, n: ebb.load(f / "gone.safetensors", config=f), "there is no file"),
     "no config": (lambda f, n: ebb.load(f / "odd.safetensors"), "config=FOLDER"),
     "another's": (lambda f, n: ebb.load(f / "odd.safetensors", config=f / "unet", process="flow"), "cannot be opened"),
-    "nobody's": (lambda f, n: ebb.load(f / "odd.safetensors", config=f, process="flow"), "names no class"),
+    "nobody's": (lambda f, n: ebb.load(f / "odd.safetensors", config=f, process="flow"), "No such file"),
     "no weights": (lambda f, n: ebb.load(f / "bare", process="flow"), "misses its weights"),
     "no class": (
         lambda f, n: ebb.load(f / "odd.safetensors", config=f / "strange", process="flow"),

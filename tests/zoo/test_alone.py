@@ -14,6 +14,8 @@ from ebbtide import zoo
 ABOUT = {name: json.loads((zoo.folder(name) / "recipe.json").read_text("utf-8")) for name in zoo.names()}
 SAMPLED = [name for name, about in ABOUT.items() if "process" in about]
 GUIDED = [name for name in SAMPLED if ABOUT[name].get("nulls")]
+CLOSE = {("digits-eps", 2.0): 3e-5, ("digits-unet", 2.0): 3e-5}
+"""What misses 1e-5: guidance, s f - (s - 1) g, multiplies what rounding leaves by 2 s - 1."""
 
 
 def told(model: Any, n: int) -> list[Any] | None:
@@ -24,7 +26,7 @@ def told(model: Any, n: int) -> list[Any] | None:
 
 @pytest.mark.parametrize(("name", "scale"), [*((k, 1.0) for k in SAMPLED), *((k, 2.0) for k in GUIDED)])
 def test_the_same_alone_and_among_eight(name: str, scale: float) -> None:
-    """By a solver that draws noise. Guidance is s f - (s - 1) g, so it multiplies what rounding leaves by 2 s - 1."""
+    """By a solver that draws noise, with guidance and without."""
     model = ebb.load(name)
     cond = told(model, 8)
     guide = [{"name": "cfg", "scale": scale}] if scale > 1 else []
@@ -33,5 +35,5 @@ def test_the_same_alone_and_among_eight(name: str, scale: float) -> None:
     many: Any = ebb.sample(model, plan, cond=cond, n=8, seed=5).x
     for k in (0, 3, 7):
         alone = ebb.sample(model, plan, cond=None if cond is None else [cond[k]], n=1, seed=5 + k).x
-        torch.testing.assert_close(alone[0], many[k], rtol=0, atol=0 if text else 1e-5 * (2 * scale - 1))
+        torch.testing.assert_close(alone[0], many[k], rtol=0, atol=0 if text else CLOSE.get((name, scale), 1e-5))
     assert not torch.equal(many[0], many[1])

@@ -38,14 +38,14 @@ def picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
 
 def sheet(samples: Samples, path: Path) -> None:
     """One picture of all samples; where a few conditions are taken in turn, each has a column."""
-    turn = _turn((samples.plan.run or {}).get("cond"), len(samples))
-    image = sheets.contact(samples.pixels, samples.model.medium, turn)
+    image = sheets.contact(samples.pixels, samples.model.medium, _turn(samples))
     with whole(path) as part:
         picture(image, part, path.suffix.lower(), samples.plan)
 
 
-def _turn(cond: Any, n: int) -> int | None:
+def _turn(samples: Samples) -> int | None:
     """After how many samples their conditions repeat; None where they do not, or too late for a sheet."""
+    cond, n = (samples.plan.run or {}).get("cond"), len(samples)
     listed = [v for v in (cond.values() if isinstance(cond, dict) else [cond]) if isinstance(v, list) and len(v) == n]
     rows = list(zip(*listed, strict=True))
     turns = range(1, min(n // 2, _ACROSS) + 1)
@@ -59,7 +59,7 @@ def frames(samples: Samples, path: Path) -> None:
         trajectory(samples, path)
         return
     with whole(path) as part:
-        gif(sheets.motion(samples.pixels), part)
+        gif(sheets.motion(samples.pixels, _turn(samples)), part)
 
 
 def trajectory(samples: Samples, path: Path) -> None:
@@ -68,7 +68,7 @@ def trajectory(samples: Samples, path: Path) -> None:
         raise EbbError(f"{path} shows the way that samples took, and no trace was kept: sample with trace=True.")
     steps = [samples.model.pixels(x) for x in samples.trace]
     with whole(path) as part:
-        gif(sheets.trajectory(steps, samples.model.medium), part)
+        gif(sheets.trajectory(steps, samples.model.medium, _turn(samples)), part)
 
 
 def gif(shown: list[tuple[Image, int]], part: Path) -> None:

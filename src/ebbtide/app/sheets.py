@@ -28,9 +28,9 @@ def contact(x: Tree, medium: str = "image", columns: int | None = None) -> Image
     return sheet(marked, columns, scale=max(1, _CELL // min(images[0].size)))
 
 
-def motion(x: Tensor) -> list[tuple[Image, int]]:
+def motion(x: Tensor, columns: int | None = None) -> list[tuple[Image, int]]:
     """A sheet for each frame of clips (n, F, C, H, W), and for how many milliseconds it is shown."""
-    return [(contact(x[:, k]), 120) for k in range(x.shape[1])]
+    return [(contact(x[:, k], columns=columns), 120) for k in range(x.shape[1])]
 
 
 def crossed(image: Image) -> Image:
@@ -45,9 +45,9 @@ def crossed(image: Image) -> Image:
     return cell.convert(image.mode)
 
 
-def trajectory(trace: list[Tree], medium: str = "image") -> list[tuple[Image, int]]:
+def trajectory(trace: list[Tree], medium: str = "image", columns: int | None = None) -> list[tuple[Image, int]]:
     """A sheet for each step, at most a hundred of them, and for how many milliseconds it is shown; the last one stays."""
     count = len(trace)
     kept = sorted({round(k * (count - 1) / max(1, min(count, _FRAMES) - 1)) for k in range(min(count, _FRAMES))})
     each = max(40, min(120, 3000 // max(1, len(kept))))
-    return [(contact(trace[k], medium), 2000 if k == count - 1 else each) for k in kept]
+    return [(contact(trace[k], medium, columns), 2000 if k == count - 1 else each) for k in kept]

@@ -13,7 +13,9 @@ def content(path: Path) -> dict[str, Any]:
     """The mapping in a file of JSON. Raises EbbError for a file that cannot be read or holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise EbbError(f"{path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EbbError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
     if not isinstance(found, dict):
         raise EbbError(f"{path} holds no mapping of fields.")

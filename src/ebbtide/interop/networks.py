@@ -24,7 +24,7 @@ from torch import Tensor
 from ebbtide.core.errors import EbbError
 from ebbtide.interop import schedulers
 from ebbtide.interop.fields import OF_THE_SAMPLER
-from ebbtide.interop.files import class_of, glance
+from ebbtide.interop.files import class_of, content, glance
 from ebbtide.interop.pipelines.folder import INDEX, check_weights, open_pipeline
 from ebbtide.interop.pipelines.hearing import SLOTS
 
@@ -58,7 +58,7 @@ def opened(source: Any, config: Any = None, dtype: Any = None) -> Any:
     path = Path(source)
     if path.is_dir():
         check_weights(path)
-        kind = class_of(path, glance(path / CONFIG))
+        kind = class_of(path, content(path / CONFIG))
         return _made(path, lambda: kind.from_pretrained(path, local_files_only=True, use_safetensors=True), dtype)
     if path.suffix in _PICKLES:
         raise EbbError(f"{path} is a pickle, which can run code when it is read: convert it to safetensors.")
@@ -73,7 +73,7 @@ def opened(source: Any, config: Any = None, dtype: Any = None) -> Any:
             raise EbbError(f"{folder} is the folder of a pipeline without a denoiser's {CONFIG} in {', '.join(SLOTS)}.")
         return open_pipeline(folder, dtype, **{slot: opened(path, folder / slot, dtype)})
     about = folder if folder.is_file() else folder / CONFIG
-    said = glance(about)
+    said = content(about)
     kind = class_of(about, said)
     return _made(path, lambda: _filled(kind.from_config(said), path), dtype)
 
