@@ -11,7 +11,7 @@ Shapes   times float64 (n + 1,), latents (B, ...)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -178,8 +178,7 @@ def begun(loop: Loop, x: Tensor, cond: Mapping[str, Any], generator: Any) -> Sta
     if loop.solve.stochastic or loop.correct or loop.steer:
         each = generator if isinstance(generator, list) else [generator] * len(x)
         seeds = [_draw(g) for g in each]
-    state = loop.begin(torch.zeros_like(like), {**cond, "start": like}, seeds)
-    return replace(state, cond=dict(cond))  # the first latents are let go of, as a pipeline does
+    return loop.begin(torch.zeros_like(like), {**cond, "start": like}, seeds)
 
 
 def _draw(g: torch.Generator | None) -> int:
