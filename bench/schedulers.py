@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -66,7 +66,9 @@ def time_of(scheduler: Any, process: Any, call: int, t: Tensor) -> Tensor:
     if name == "IPNDMScheduler":
         return t.double().reshape(1)
     if not hasattr(scheduler, "sigmas"):
-        return ((t.double() + 1) / scheduler.config.num_train_timesteps).reshape(1)
+        kept = scheduler.alphas_cumprod[int(t)].double()
+        sigma = ((1 - kept) / kept).sqrt().reshape(1)
+        return cast("Tensor", process.time(-sigma.log()))
     sigmas = scheduler.sigmas
     if hasattr(scheduler, "sigmas_interpol") and call % 2:
         sigmas = scheduler.sigmas_interpol
@@ -75,8 +77,7 @@ def time_of(scheduler: Any, process: Any, call: int, t: Tensor) -> Tensor:
         return sigma / scheduler.config.sigma_max
     if name.startswith("FlowMatch") or getattr(scheduler.config, "use_flow_sigmas", False):
         return sigma
-    found: Tensor = process.time(-sigma.log())
-    return found
+    return cast("Tensor", process.time(-sigma.log()))
 
 
 def in_sigma(scheduler: Any) -> bool:
@@ -133,8 +134,23 @@ def diffusion() -> Iterator[Config]:
             yield {"_class_name": "DPMSolverMultistepScheduler", "solver_order": order, **at, **LU}
 
 
+def chance() -> Iterator[Config]:
+    """Every scheduler of such a network that draws noise, beside them."""
+    for spacing in SPACINGS:
+        at = {"timestep_spacing": spacing}
+        yield {"_class_name": "DDPMScheduler", "clip_sample": False, **at}
+        for kind in ("EulerAncestral", "KDPM2Ancestral"):
+            yield {"_class_name": f"{kind}DiscreteScheduler", **at}
+        for levels in LEVELS:
+            for order in (1, 2, 3):
+                sde = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
+                yield {"_class_name": "DPMSolverMultistepScheduler", **sde, **at, **levels}
+            for order in (2, 3):
+                yield {"_class_name": "SASolverScheduler", "predictor_order": order, **at, **levels}
+
+
 def flow() -> Iterator[Config]:
-    """Every scheduler of a network that predicts the flow, with several shifts; two of them draw noise."""
+    """Every scheduler of a network that predicts the flow, with several shifts; three of them draw noise."""
     for shift in (0.5, 1.0, 2.0, 3.0):
         for levels in LEVELS:
             yield {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift, **levels}
@@ -145,6 +161,7 @@ def flow() -> Iterator[Config]:
             for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
                 kind: Config = {"algorithm_type": algorithm, "solver_order": order}
                 yield {"_class_name": "DPMSolverMultistepScheduler", **kind, **flow}
+            yield {"_class_name": "SASolverScheduler", "predictor_order": order, **flow}
             yield {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": order, **flow}
             yield {"_class_name": "DEISMultistepScheduler", "solver_order": order, **flow}
             for form in ("bh1", "bh2"):
