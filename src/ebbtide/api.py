@@ -252,10 +252,7 @@ def _require_effect(plan: Plan, notes: Counter[str]) -> None:
     """A technique that is switched on but did nothing is an error, never a silent no-op."""
     for slot in ("guide", "network", "correct"):
         for p in plan.parts(slot):
-            off = p.entry.off
-            if off is None or all(getattr(p, k) == v for k, v in off.items()):
-                continue
-            if not notes[p.entry.name]:
+            if p.entry.off is not None and p.on and not notes[p.entry.name]:
                 raise EbbError(f"{slot} {p.entry.name!r} is switched on but did nothing in this run; leave it out.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Loop
 from ebbtide.core.registry import make
 from ebbtide.core.state import Query
 from ebbtide.denoise.network import Border, Network
 from ebbtide.guide.cfg import CFG
-from ebbtide.network.patch import Patch, Rows, reused, rewired
+from ebbtide.network.patch import Patch, Rows, rewired
 from ebbtide.process.flow import Flow
 
 FLOW = Flow()
@@ -54,20 +56,20 @@ class Reuse(Patch):
     def init(self, state, ask):
         return {"born": torch.ones(len(state))}
 
+    def mode(self, network, rows: Rows):
+        kept = rows.load("out")
+        again = torch.zeros(len(rows), dtype=torch.bool) if kept is None else kept.any(1)
+        return (again & (rows.i % self.every != 0)).long()
+
     @contextmanager
-    def enter(self, network, rows: Rows, name: str):
+    def enter(self, network, rows: Rows):
         own = network.block.forward
 
         def forward(h, *args):
-            fresh, out = own(h, *args), []
-            for run in rows.runs:
-                place = f"{run.tag}|{run.role}"
-                old = rows.get(name, place)
-                kept = torch.zeros_like(fresh[run.rows]) if old is None else old[run.owners]
-                again = (rows.state.i[run.owners] % self.every != 0) & kept.any(1)
-                out.append(reused(fresh[run.rows], again, kept))
-                rows.put(name, place, run.owners, out[-1])
-            return torch.cat(out)
+            if rows.mode:
+                return rows.load("out")
+            rows.save("out", own(h, *args))
+            return rows.load("out")
 
         with rewired(network.block, forward):
             yield
@@ -78,7 +80,7 @@ def made(seeds, patches=None, solve="euler", guides=(), module=None, steps=6):
     network = Network(module or Net(), FLOW, predicts="x0", clock="time", nulls={"level": -1.0})
     solver, patches = make("solve", {"name": solve}), (Reuse(),) if patches is None else patches
     grid = make("grid", {"name": "linear", "steps": steps})
-    loop = Loop(FLOW, make("start", {"name": "prior"}), grid, (*guides, Border(network, FLOW, patches)), solver)
+    loop = Loop(FLOW, make("start", {"name": "prior"}), grid, (*guides, Border.of(network, FLOW, patches)), solver)
     level = torch.tensor(seeds, dtype=torch.float64) / 10
     return loop, loop.begin(torch.zeros(len(seeds), 3, dtype=torch.float64), {"level": level}, seeds)
 
@@ -163,7 +165,7 @@ def test_memory_is_kept_by_tag_and_role():
         loop, state = made([1, 2], **SETTINGS[name])
         slot = loop.step(state).state.memory["network"]["0"]
         assert set(slot) == {"born"} | places
-        rows = torch.stack([slot[p] for p in places])
+        rows = torch.stack([slot[p]["out"] for p in places])
         assert len(rows.reshape(-1, 3).unique(dim=0)) == 2 * len(places)  # nobody has what is another's
 
 
@@ -173,67 +175,131 @@ def test_two_patches_keep_apart():
     assert set(memory) == {"0", "1"}
 
 
+class Spy(Patch):
+    """Listens to every call."""
+
+    def __init__(self, modes=None):
+        self.calls, self.modes = [], modes
+
+    def mode(self, network, rows):
+        return super().mode(network, rows) if self.modes is None else self.modes[rows.owners]
+
+    @contextmanager
+    def enter(self, network, rows):
+        self.calls.append(rows)
+        yield
+
+
 def test_rows_know_their_owners():
     loop, state = made([5, 6, 7])
-    some = torch.tensor([2, 0])
-    seen = []
-
-    class Spy(Patch):
-        @contextmanager
-        def enter(self, network, rows, name):
-            seen.extend(rows.runs)
-            yield
-
-    border = Border(loop.layers[-1].denoiser, FLOW, (Spy(),))
+    some, spy = torch.tensor([2, 0]), Spy()
+    border = Border.of(loop.layers[-1].denoiser, FLOW, (spy,))
     ask = replace(loop, layers=(border,)).ask(state)
     ask.many([Query(state.x, state.t), Query(state.x[some], state.t[some] / 2, tag="other", role="look", of=some)])
-    first, second = seen
+    (call,) = spy.calls
+    first, second = call.runs
     assert (first.rows, first.owners.tolist(), first.tag, first.role) == (slice(0, 3), [0, 1, 2], "main", "point")
     assert (second.rows, second.owners.tolist(), second.tag, second.role) == (slice(3, 5), [2, 0], "other", "look")
     assert torch.equal(second.t, state.t[some] / 2)
+    assert call.owners.tolist() == [0, 1, 2, 2, 0]
+    assert len(call) == 5
 
 
-def test_what_is_stored_for_some_is_theirs():
+def test_rows_of_one_mode_are_called_together_and_answered_in_order():
+    """Of two queries: five rows in two modes are two calls, and each row is told what it would be told alone."""
+    plain, state = made([5, 6, 7], patches=())
+    some, spy = torch.tensor([2, 0]), Spy(torch.tensor([1, 4, 1]))
+    queries = [Query(state.x, state.t), Query(state.x[some] + 1, state.t[some] / 2, tag="other", of=some)]
+    border = Border.of(plain.layers[-1].denoiser, FLOW, (spy,))
+    told = replace(plain, layers=(border,)).ask(state).many(queries)
+    for one, other in zip(told, plain.ask(state).many(queries), strict=True):
+        assert torch.equal(one.mean, other.mean)
+    assert [(c.mode, c.owners.tolist()) for c in spy.calls] == [(1, [0, 2, 2, 0]), (4, [1])]
+
+
+def test_what_is_saved_of_some_is_theirs():
     _, state = made([5, 6, 7])
-    rows = Rows((), (), state, {})
-    assert rows.get("0", "m") is None
-    rows.put("0", "m", torch.tensor([2, 0]), torch.tensor([[3.0], [1.0]]))
-    rows.put("0", "m", torch.tensor([0]), torch.tensor([[4.0]]))
-    assert rows.get("0", "m").tolist() == [[4], [0], [3]]
-    assert rows.get("1", "m") is None
+    whole, memory = torch.zeros(3, 1), {}
+
+    def rows(*queries):
+        return Rows(queries, state, memory).of("0")
+
+    def query(owners, tag="main"):
+        return Query(whole[: len(owners)], torch.zeros(len(owners)), tag=tag, of=torch.tensor(owners))
+
+    assert rows(query([0])).load("m") is None
+    for owners, values in (([2, 0], [[3.0], [1.0]]), ([0], [[4.0]])):
+        asked = rows(query(owners))
+        asked.save("m", torch.tensor(values))
+        memory = asked.memory
+    assert rows(Query(whole, torch.zeros(3))).load("m").tolist() == [[4], [0], [3]]
+    assert rows(query([2, 0]), query([1], tag="other")).load("m").tolist() == [[3], [4], [0]]
+    assert rows(query([2], tag="other")).load("m") is None
+    assert Rows([query([0])], state, memory).of("1").load("m") is None
 
 
 # ---------------------------------------------------------------- nothing is left
 
 
-@pytest.mark.parametrize("forward", [None, lambda h, clock, level: h * 0.5], ids=["its class's", "one of its own"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_module_is_left_as_it_was(forward, fails):
+def test_the_module_is_left_as_it_was(fails):
     net = Net()
-    if forward is not None:
-        net.block.forward = forward
     before = [dict(m.__dict__) for m in net.modules()]
     loop, state = made([1, 2], patches=(Reuse(), Reuse(3)), module=net)
+    shell = loop.layers[-1].denoiser.module
+    inside = dict(shell.block.__dict__)
     state = loop.step(state).state
     if fails:
-        net.fails = True
+        shell.fails = True
         with pytest.raises(RuntimeError, match="the network failed"):
             loop.step(state)
-        net.fails = False
-    net.block.__dict__.pop("calls")
     after = [dict(m.__dict__) for m in net.modules()]
-    before[1].pop("calls")
     assert [{k: id(v) for k, v in d.items()} for d in after] == [{k: id(v) for k, v in d.items()} for d in before]
-    assert net.block.__dict__.get("forward") is forward
+    assert shell.block.__dict__.keys() == inside.keys()
+    assert "forward" not in inside
+
+
+def test_the_weights_are_shared():
+    net = Net()
+    loop, state = made([1, 2], patches=(Reuse(),), module=net)
+    with torch.no_grad():
+        net.block.weight.zero_()
+    assert torch.equal(loop.step(state).pred.mean[:, 0] * 2, torch.tanh(state.cond["level"]) + state.t)
+
+
+def test_a_forward_put_there_by_hooks_is_heard_with_what_is_within():
+    """As those do that move weights: a partial over the module that calls the forward it had."""
+
+    def moved(module, *args, **kwargs):
+        return 3 * module._old_forward(*args, **kwargs)
+
+    net = Net()
+    net._old_forward = net.forward
+    net.forward = functools.partial(moved, net)
+    loop, state = made([1, 2], patches=(Reuse(),), module=net)
+    first = loop.step(state)
+    twice = loop.step(first.state)
+    level = torch.tanh(state.x * net.block.weight + state.cond["level"][:, None])
+    assert torch.equal(first.pred.mean, 3 * (level + 1) / 2)
+    assert torch.equal(twice.pred.mean, first.pred.mean)  # the block within it was reused
 
 
 def test_a_patch_that_fails_on_entering_leaves_nothing():
     class Broken(Patch):
-        def enter(self, network, rows, name):
+        def enter(self, network, rows):
             raise RuntimeError("no such site")
 
     net = Net()
     loop, state = made([1], patches=(Reuse(), Broken()), module=net)
     with pytest.raises(RuntimeError, match="no such site"):
         loop.step(state)
-    assert "forward" not in net.block.__dict__
+    assert "forward" not in loop.layers[-1].denoiser.module.block.__dict__
+
+
+def test_two_patches_on_one_site_are_refused():
+    class Claims(Spy):
+        def claims(self, network):
+            return (network.block,)
+
+    with pytest.raises(EbbError, match="network 'Claims' and 'Claims' both replace what block gives; leave one of them out"):
+        made([1], patches=(Claims(), Claims()))

@@ -197,8 +197,8 @@ def test_rewrites_are_made_in_order_and_patches_see_the_last() -> None:
 
     class Spy(Patch):
         @contextmanager
-        def enter(self, network: nn.Module, rows: Any, name: str) -> Any:
-            seen.append((network, name))
+        def enter(self, network: nn.Module, rows: Any) -> Any:
+            seen.append(network)
             yield
 
     module = Rows()
@@ -213,7 +213,7 @@ def test_rewrites_are_made_in_order_and_patches_see_the_last() -> None:
     assert torch.equal(last.blocks[0].ff[0].weight, Whole(_linear(rounded)).weight)
     loop = ebb.Plan().bind(border, Flow())
     loop.step(loop.begin(torch.zeros(2, 4), {}, [0, 1]))
-    assert seen == [(last, "0")]
+    assert seen == [last]
     assert Border.of(network, Flow(), (half,)).denoiser.module is Border.of(network, Flow(), (half,)).denoiser.module  # type: ignore[attr-defined]
 
 

@@ -44,6 +44,18 @@ class Part:
     else:
         gives = frozenset()
 
+    @property
+    def called(self) -> str:
+        """The name that plans know it by; of one that is not registered, its class."""
+        entry = getattr(self, "entry", None)
+        return type(self).__name__ if entry is None else entry.name
+
+    @property
+    def on(self) -> bool:
+        """Whether the part does anything: not where its parameters are those that switch it off."""
+        off = getattr(getattr(self, "entry", None), "off", None)
+        return off is None or any(getattr(self, k) != v for k, v in off.items())
+
     def init(self, state: State, ask: Ask) -> Memory:
         """The part's memory at the start, and again after a jump; empty unless it needs more than zeros."""
         return {}

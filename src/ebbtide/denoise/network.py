@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Denoiser, Inner, Layer, Process
 from ebbtide.core.state import NULL, OWN, Pred, Query, State
 from ebbtide.core.time import Weight, combine, shared
-from ebbtide.core.tree import Memory, Tree, leaves, tree_map
-from ebbtide.network.patch import Patch, Rows
+from ebbtide.core.tree import Memory, Tree, leaves, merge_rows, tree_map, write_rows
+from ebbtide.network.patch import Bound, Patch, Rows
 from ebbtide.network.rewrite import Rewrite, bound
 
 
@@ -42,7 +42,7 @@ class Border(Layer):
 
     denoiser: Denoiser
     process: Process
-    patches: tuple[Patch, ...] = ()
+    patches: tuple[Bound, ...] = ()
     rewrites: tuple[str, ...] = ()
     _memo: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False)
 
@@ -50,8 +50,8 @@ class Border(Layer):
         for process in (self.process, self.denoiser.process):
             if self.converts and "gaussian" not in process.gives | getattr(process, "entry", process).gives:
                 raise EbbError(
-                    f"this model knows {_name(self.denoiser.process)!r} and cannot be sampled in "
-                    f"{_name(self.process)!r}: only Gaussian processes convert into one another."
+                    f"this model knows {self.denoiser.process.called!r} and cannot be sampled in "
+                    f"{self.process.called!r}: only Gaussian processes convert into one another."
                 )
 
     @classmethod
@@ -60,8 +60,9 @@ class Border(Layer):
 
         Raises EbbError for a rewrite that this denoiser does not admit.
         """
-        module, patches, rewrites = bound(getattr(denoiser, "module", None), parts)
-        return cls(denoiser.over(module) if rewrites else denoiser, process, patches, rewrites)
+        own = getattr(denoiser, "module", None)
+        module, patches, rewrites = bound(own, parts)
+        return cls(denoiser if module is own else denoiser.over(module), process, patches, rewrites)
 
     @functools.cached_property
     def converts(self) -> bool:
@@ -69,7 +70,7 @@ class Border(Layer):
         return self.process is not self.denoiser.process and self.process != self.denoiser.process
 
     def init(self, state: State, ask: Ask) -> Memory:
-        made = {str(j): patch.init(state, ask) for j, patch in enumerate(self.patches)}
+        made = {str(j): patch.init(state, ask) for j, (patch, _) in enumerate(self.patches)}
         return {k: v for k, v in made.items() if v}
 
     def many(
@@ -83,36 +84,47 @@ class Border(Layer):
             (q,) = queries  # the common case, with nothing to sort or join
             ask.calls += n
             return [self._answer(q.x, q.t, self._condition(q, state.cond))], memory
-        owners = [q.owners(n) for q in queries]
-        conds = [self._condition(q, state.cond) for q in queries]
-        ask.calls += sum(len(own) for own in owners)
-        preds: list[Pred] = [Pred()] * len(queries)
+        ask.calls += sum(len(q.t) for q in queries)
+        pieces = self._pieces(queries, state, memory)
+        conds = [self._condition(p.query, state.cond) for p in pieces]
         groups: dict[Any, list[int]] = {}
-        for k, (q, cond) in enumerate(zip(queries, conds, strict=True)):
-            groups.setdefault(_signature(q.x) + _signature(cond), []).append(k)
+        for k, (piece, cond) in enumerate(zip(pieces, conds, strict=True)):
+            groups.setdefault((piece.modes, *_signature(piece.query.x), *_signature(cond)), []).append(k)
+        answers = [Pred()] * len(pieces)
         for group in groups.values():
-            some = [queries[k] for k in group]
+            some = [pieces[k].query for k in group]
             x, t = _cat([q.x for q in some]), _cat([q.t for q in some])
             cond = _cat([conds[k] for k in group])
             if self.patches:
-                rows = Rows(some, [owners[k] for k in group], state, memory)
+                rows = Rows(some, state, memory)
                 with ExitStack() as stack:
-                    module: Any = getattr(self.denoiser, "module", None)
-                    for j, patch in enumerate(self.patches):
-                        stack.enter_context(patch.enter(module, rows, str(j)))
+                    for j, (patch, seen) in enumerate(self.patches):
+                        note = functools.partial(ask.note, patch.called)
+                        stack.enter_context(patch.enter(seen, rows.of(str(j), pieces[group[0]].modes[j], note)))
                     pred = self._answer(x, t, cond)
                 memory = rows.memory
             else:
                 pred = self._answer(x, t, cond)
-            if len(group) == 1:
-                preds[group[0]] = pred
-                continue
             start = 0
             for k, q in zip(group, some, strict=True):
                 end = start + len(q.t)
-                preds[k] = pred.map(lambda v, a=start, b=end: v[a:b])
+                answers[k] = pred if len(group) == 1 else pred.map(lambda v, a=start, b=end: v[a:b])
                 start = end
-        return preds, memory
+        return _whole(queries, pieces, answers), memory
+
+    def _pieces(self, queries: Sequence[Query], state: State, memory: Memory) -> list[Piece]:
+        """The queries, each cut into rows that the patches compute in the same way."""
+        if not self.patches:
+            return [Piece(k, None, q, ()) for k, q in enumerate(queries)]
+        out: list[Piece] = []
+        for k, q in enumerate(queries):
+            rows = Rows((q,), state, memory)
+            modes = torch.stack([p.mode(seen, rows.of(str(j))) for j, (p, seen) in enumerate(self.patches)], 1)
+            kinds = modes.unique(dim=0)
+            for kind in kinds:
+                index = None if len(kinds) == 1 else (modes == kind).all(1).nonzero()[:, 0]
+                out.append(Piece(k, index, q if index is None else q.rows(index), tuple(kind.tolist())))
+        return out
 
     def _condition(self, query: Query, cond: dict[str, Tree]) -> dict[str, Tree]:
         """The condition that each row of a query is asked under: its owner's, none, or one of its own."""
@@ -169,8 +181,28 @@ class Border(Layer):
         return time, scale
 
 
-def _name(process: Process) -> str:
-    return getattr(getattr(process, "entry", None), "name", type(process).__name__)
+class Piece(NamedTuple):
+    """Some rows of the k-th query, all where `rows` is None, and the mode in which each patch computes them."""
+
+    k: int
+    rows: Tensor | None
+    query: Query
+    modes: tuple[int, ...]
+
+
+def _whole(queries: Sequence[Query], pieces: Sequence[Piece], answers: Sequence[Pred]) -> list[Pred]:
+    """The predictions of queries, put together from those of their pieces."""
+    preds: list[Pred] = [Pred()] * len(queries)
+    for piece, answer in zip(pieces, answers, strict=True):
+        if piece.rows is None:
+            preds[piece.k] = answer
+            continue
+        write = write_rows(piece.rows, len(queries[piece.k].t))
+        old = preds[piece.k]
+        preds[piece.k] = Pred(
+            *(None if v is None else merge_rows(write, v, w) for v, w in zip(answer, old, strict=True))
+        )
+    return preds
 
 
 def _signature(tree: Any) -> tuple[Any, ...]:

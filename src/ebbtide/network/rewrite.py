@@ -11,26 +11,21 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Part
-from ebbtide.network.patch import Patch
+from ebbtide.network.patch import Bound, Patch, settled
 
 
 class Rewrite(Part):
-    """A network changed as a whole. Switched off (`enabled` false), it gives the network itself.
+    """A network changed as a whole. Switched off, it gives the network itself.
 
     closed  whether nothing inside the copy can be reached any more, by rewrites or by patches
     """
-
-    if TYPE_CHECKING:
-
-        @property
-        def enabled(self) -> bool: ...
 
     closed = False
 
@@ -43,7 +38,7 @@ class Rewrite(Part):
 
     def bind(self, network: Any) -> tuple[Any, tuple[Patch, ...]]:
         """The network that is called from now on, and what is left to do in every call: nothing."""
-        if not self.enabled:
+        if not self.on:
             return network, ()
         if not isinstance(network, nn.Module):
             raise EbbError(
@@ -61,10 +56,11 @@ _lock = threading.RLock()
 _made: WeakKeyDictionary[nn.Module, dict[Rewrite, tuple[Hashable, nn.Module]]] = WeakKeyDictionary()
 
 
-def bound(network: Any, parts: Sequence[Patch | Rewrite]) -> tuple[Any, tuple[Patch, ...], tuple[str, ...]]:
+def bound(network: Any, parts: Sequence[Patch | Rewrite]) -> tuple[Any, tuple[Bound, ...], tuple[str, ...]]:
     """The network as all parts of the slot rewrite it, in order; the patches left; the names of what rewrote it.
 
-    Raises EbbError for a rewrite that cannot work, and where something is to reach into a closed network.
+    Raises EbbError for a rewrite that cannot work, for sites that a network lacks or that two patches want, and where
+    something is to reach into a closed network.
     """
     patches: tuple[Patch, ...] = ()
     names: tuple[str, ...] = ()
@@ -80,7 +76,9 @@ def bound(network: Any, parts: Sequence[Patch | Rewrite]) -> tuple[Any, tuple[Pa
                 f"network {shut or names[-1]!r} leaves nothing to reach inside of: put it last, without patches."
             )
         network, patches, shut = made, patches + left, names[-1] if part.closed else ""
-    return network, patches, names
+    if not patches:
+        return network, (), names
+    return *settled(network, patches), names
 
 
 def copied(network: nn.Module) -> nn.Module:

@@ -29,12 +29,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.network.anatomy.inside import dotted
 from ebbtide.network.anatomy.inside import sites as inside
 from ebbtide.network.anatomy.layout import GROUPS, Layout, guess, holds, known
-from ebbtide.network.anatomy.sites import Block, Port, Site, Skip, gives_more, port
+from ebbtide.network.anatomy.sites import LAYERS, Block, Port, Site, Skip, gives_more, port
 
 __all__ = ["Anatomy", "Block", "Port", "Site", "Skip", "anatomy"]
-
-# What a U-Net's way down applies one after another in each of its layers; the last there is gives the skip.
-_LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +136,7 @@ def _origin(block: Block, place: int) -> tuple[str, nn.Module]:
     """What makes a skip tensor of a "down" block."""
     if place == len(block.module.get_submodule("resnets")._modules):
         return block.path, block.module  # the last is also the hidden state that it gives
-    lists = [(n, getattr(block.module, n, None)) for n in _LAYERS]
+    lists = [(n, getattr(block.module, n, None)) for n in LAYERS]
     name, layers = [(n, m) for n, m in lists if isinstance(m, nn.ModuleList) and len(m) > place][-1]
     return f"{block.path}.{name}.{place}", layers[place]
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError
 
+# What a block of a U-Net applies one after another at each of its places; the last there is gives the skip.
+LAYERS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
+
 
 @dataclass(frozen=True)
 class Port:
@@ -109,6 +112,28 @@ class Block(Site):
     def feed_forward(self) -> tuple[Site, ...]:
         """Its feed-forwards, in order."""
         return tuple(s for s in self.sites if s.kind.endswith("feed-forward"))
+
+    def layers(self) -> Iterator[tuple[int, nn.Module]]:
+        """What a block of a U-Net applies one after another, with the place of each: that of the skip made or taken there.
+
+        What makes a smaller picture comes after the last; what makes a larger one is left out.
+        """
+        for name in LAYERS:
+            found = getattr(self.module, name, None)
+            if isinstance(found, nn.ModuleList):
+                yield from enumerate(found)
+        last = len(self.module.get_submodule("resnets")._modules)
+        yield from ((last, m) for m in getattr(self.module, "downsamplers", None) or ())
+
+    def idle(self, *args: Any, **kwargs: Any) -> Any:
+        """Its streams as they came, whatever their shape, and as many skips as it makes: for blocks that nobody hears."""
+        x = self.hidden.taken(args, kwargs)
+        streams: dict[int | None, Any] = {self.hidden.index: x}
+        if self.kind == "down" and self.residual is not None:
+            streams[self.residual.index] = (x,) * self.residuals
+        if None in streams:
+            return x
+        return tuple(streams.get(k) for k in range(max(k for k in streams if k is not None) + 1))
 
     def passed(self, *args: Any, **kwargs: Any) -> Any:
         """What the block would answer if it did nothing: its streams as they came.
