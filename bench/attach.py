@@ -31,14 +31,14 @@ TOOLS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "tiny_pipelin
 SCALE = 3.0
 
 
-def tiny(path: Path) -> Any:
-    """A tiny Flux with random weights, ready for inference as one from files is."""
+def tiny(path: Path, kind: str = "flux") -> Any:
+    """A tiny pipeline with random weights, ready for inference as one from files is."""
     spec = importlib.util.spec_from_file_location("tiny_pipelines", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    pipe = module.build("flux")
+    pipe = module.build(kind)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()

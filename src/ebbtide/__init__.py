@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from ebbtide.denoise.model import Model
     from ebbtide.interop.pipelines import attach
     from ebbtide.samples import Samples
+    from ebbtide.tune.calibrate import calibrate, record
 
 _HOME = {
     "attach": "interop.pipelines",
+    "calibrate": "tune.calibrate",
+    "record": "tune.calibrate",
     "load": "api",
     "resume": "api",
     "run": "api",
@@ -56,9 +59,11 @@ __all__ = [
     "State",
     "Step",
     "attach",
+    "calibrate",
     "interop",
     "load",
     "part",
+    "record",
     "resume",
     "run",
     "sample",

@@ -71,7 +71,7 @@ def test_off_is_the_baseline_bit_for_bit(case: worlds.Case):
 def test_on_is_something_else(entry: Entry):
     """And a guide or a patch that did something says so, as runs refuse those that never do."""
     on = worlds.examples(entry)[0]
-    if entry.off is None or not set(entry.off.items()) - set(on.items()):
+    if entry.off is None or entry.off.items() <= on.items():
         return
     changed = False
     for case in worlds.cases(entry):

@@ -90,7 +90,8 @@ def examples(entry: Entry) -> list[dict[str, Any]]:
     """Parameter sets to begin with: the defaults where they stand alone, and the part's own examples."""
     plain: dict[str, Any] = {"name": entry.name}
     named = [{**plain, **params} for params in entry.cls.examples]
-    out = [*([plain] if build(entry.slot, plain) is not None else []), *named]
+    alone = build(entry.slot, plain) is not None and not hasattr(entry.cls, "calibrated")  # it must learn from a model
+    out = [*([plain] if alone else []), *named]
     if not out or any(build(entry.slot, spec) is None for spec in out):
         raise TypeError(
             f"{title(entry)} cannot be built from its defaults or its examples: give it `examples = ({{...}},)`"

@@ -301,5 +301,7 @@ def test_two_patches_on_one_site_are_refused():
         def claims(self, network):
             return (network.block,)
 
-    with pytest.raises(EbbError, match="network 'Claims' and 'Claims' both replace what block gives; leave one of them out"):
+    with pytest.raises(
+        EbbError, match="network 'Claims' and 'Claims' both replace what block gives; leave one of them out"
+    ):
         made([1], patches=(Claims(), Claims()))

@@ -30,7 +30,7 @@ from ebbtide.core.registry import part
 from ebbtide.core.state import State
 from ebbtide.core.tree import Memory
 from ebbtide.network.anatomy import Block, Port, Skip, anatomy
-from ebbtide.network.patch import Patch, Rows, rewired
+from ebbtide.network.patch import Patch, Rows, passing, rewired
 
 WHOLE, SHORT = 0, 1
 
@@ -152,11 +152,6 @@ def short(seen: Cut, rows: Rows) -> Wiring:
     rows.note()
     idle: Wiring = {b.module: b.idle for b in seen.deep} | dict.fromkeys(seen.within, passing)
     return {**idle, seen.up.module: enter, seen.skip.module: add}
-
-
-def passing(x: Any, *args: Any, **kwargs: Any) -> Any:
-    """What it was given, as layers of a block answer."""
-    return x if kwargs.get("return_dict", True) else (x,)
 
 
 def powered(steps: int, count: int, center: int, power: float) -> list[int]:

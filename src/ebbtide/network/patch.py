@@ -24,6 +24,7 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Part
 from ebbtide.core.state import Query, State
 from ebbtide.core.tree import Memory
+from ebbtide.network.anatomy import Site
 
 
 class Run(NamedTuple):
@@ -89,7 +90,7 @@ class Rows:
 
     def load(self, name: str) -> Tensor | None:
         """What was saved as `name` for these rows, (R, ...), zeros where nothing was; None where it was for none."""
-        slot = self.memory.get(self._slot, {})
+        slot, name = self.memory.get(self._slot, {}), _undotted(name)
         kept: list[Tensor | None] = [slot.get(run.place, {}).get(name) for run in self.runs]
         like = next((v for v in kept if v is not None), None)
         if like is None:
@@ -102,7 +103,7 @@ class Rows:
 
     def save(self, name: str, value: Tensor) -> None:
         """Remember `value` (R, ...) of these rows; elements of which nothing was saved hold zeros."""
-        slot = dict(self.memory.get(self._slot, {}))
+        slot, name = dict(self.memory.get(self._slot, {})), _undotted(name)
         for run in self.runs:
             new, place = value[run.rows], dict(slot.get(run.place, {}))
             if not run.whole:
@@ -113,9 +114,31 @@ class Rows:
             slot[run.place] = {**place, name: new}
         self.memory[self._slot] = slot
 
+    def keep(self, name: str, answer: Any) -> None:
+        """Remember what a module answered of these rows: a tensor, or a tuple of tensors and None."""
+        if isinstance(answer, Tensor):
+            self.save(name, answer)
+            return
+        for k, v in enumerate(answer):
+            self.save(f"{name}|{k}", torch.empty(len(self), 0) if v is None else v)
+
+    def kept(self, name: str) -> Any:
+        """What a module answered of these rows, as it was kept; None where nothing was."""
+        if (one := self.load(name)) is not None:
+            return one
+        parts: list[Tensor | None] = []
+        while (part := self.load(f"{name}|{len(parts)}")) is not None:
+            parts.append(part if part.numel() else None)
+        return tuple(parts) or None
+
     def note(self, count: int | None = None) -> None:
         """Report that the patch did something for `count` rows, all by default; one that never does is an error."""
         self._note(len(self) if count is None else count)
+
+
+def _undotted(name: str) -> str:
+    """A name as memory holds it, where dots separate levels."""
+    return name.replace(".", "/")
 
 
 def _unheard(count: int) -> None:
@@ -207,6 +230,23 @@ def _rebound(f: Any, old: nn.Module, new: nn.Module) -> Any:
     if isinstance(f, functools.partial):
         return functools.partial(f.func, *(new if a is old else a for a in f.args), **f.keywords)
     return f
+
+
+def keeping(rows: Rows, site: Site) -> Callable[..., Any]:
+    """What a site computes, which is kept under its name."""
+    own = site.module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        rows.keep(site.path, out)
+        return out
+
+    return forward
+
+
+def passing(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """What it was given, as layers within a block answer."""
+    return x if kwargs.get("return_dict", True) else (x,)
 
 
 @contextmanager
