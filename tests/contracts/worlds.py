@@ -547,7 +547,12 @@ def plan_around(entry: Entry, spec: dict[str, Any], kind: str, given: frozenset[
         if need in seen:
             continue
         seen.add(need)
-        givers = [e for e in parts() if need in e.gives and e.slot not in ("process", entry.slot)]
+        # a class attribute says what a part is whatever its parameters, as `gives` of its decorator does
+        givers = [
+            e
+            for e in parts()
+            if (need in e.gives or getattr(e.cls, need, None) is True) and e.slot not in ("process", entry.slot)
+        ]
         if not givers:
             raise EbbError(f"worlds.py finds nothing that gives {need!r}; {title(entry)} needs it.")
         giver = givers[0]
