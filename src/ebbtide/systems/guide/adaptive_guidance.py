@@ -47,7 +47,7 @@ SYSTEM = System(
     differs="on digits fewer guided steps come closer to the guided run, at equal agreement; LinearAG is missing",
 )
 
-D, CLASSES, EACH, N, DIGITS = 64, 10, 4, 100, 30
+D, CLASSES, EACH, N, DIGITS = 64, 10, 4, 100, 20
 
 
 @functools.cache
