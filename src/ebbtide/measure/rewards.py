@@ -10,7 +10,7 @@ A file is run when a run begins, never when a plan is read. A sample whose rewar
 score (NaN); the others have theirs.
 
 Shapes   x (B, ...), or a dict of fields; scores (B,) float64 on the CPU
-Source   the interface of Singhal et al. 2025 (arXiv 2501.06848), section 3, and of Ma et al. 2025 (2501.09732), section 3.2
+Source   the interface of Singhal et al. 2025 (arXiv 2501.06848), and the verifiers of Ma et al. 2025 (2501.09732)
 """
 
 from __future__ import annotations

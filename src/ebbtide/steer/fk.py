@@ -15,11 +15,11 @@ would give: the mean of numbers, and of tokens a completion drawn from the logit
 Shapes   x (B, ...), any units. Memory, (B,) float64: reward, the statistic less `floor`; product and carried, logarithms.
          No call but those of the plan.
 Paper    Singhal et al. 2025, "A general framework for inference-time scaling and steering of diffusion models" (arXiv
-         2501.06848), sections 3.1 and 3.2, algorithm 1
+         2501.06848)
 Off      lmbda = 0 is the plan without it, bit for bit.
 Differs  weights are kept as logarithms, so they need no bounds. diff carries its weights too where it does not resample (the
-         released code forgets them). At the landing max and add weigh by the reward of the sample itself, as the paper's
-         equation 4 does, where the code takes their statistic. `every` counts steps, `first` and `last` are times.
+         released code forgets them). At the landing max and add weigh by the reward of the sample itself, which
+         is what makes the product the tilt; the code takes their statistic. `every` counts steps, `first` and `last` are times.
 """
 
 from __future__ import annotations

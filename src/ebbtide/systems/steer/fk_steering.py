@@ -1,6 +1,6 @@
 """FK steering: particles that look promising are copied on the way, so that samples follow p(x) exp(lmbda r(x)).
 
-Paper    Singhal et al. 2025 (arXiv 2501.06848), sections 3.1 and 3.2
+Paper    Singhal et al. 2025 (arXiv 2501.06848)
 Card     four Gaussians in R^2 and the reward -|x - point|^2 / 2, whose tilted law is four Gaussians again:
 
              S' = S / (1 + lmbda S),   m' = (m + lmbda S point) / (1 + lmbda S),   w' ~ w N(point; m, S + 1 / lmbda)
