@@ -97,20 +97,33 @@ def begin(
     seed: int | Sequence[int] = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    group: int = 1,
 ) -> tuple[Loop, State]:
     """The bound plan and its first state. Raises EbbError where plan, model and condition do not fit."""
-    if n < 1:
-        raise EbbError(f"n is the number of samples, at least 1, not {n}.")
+    _check_counts(n, None, group)
     leaves = model.condition(cond, n)
     if device is not None:
         leaves = tree_map(lambda v: v.to(device), leaves)
     loop = model.loop(plan, leaves)
     like = model.batch(n, None if device is None else torch.device(device), dtype)
-    state = loop.begin(like, leaves, seeds_of(seed, n), model.unit_shape())
+    state = loop.begin(like, leaves, seeds_of(seed, n), model.unit_shape(), torch.arange(n) // group)
     bad = (~finite_rows(state.x)).nonzero()[:, 0].tolist()
     if bad:
         raise EbbError(f"the start holds values that are not finite, in element {bad[0]}; nothing was run.")
     return loop, state
+
+
+def _check_counts(n: int, batch: int | None, group: int) -> None:
+    if n < 1:
+        raise EbbError(f"n is the number of samples, at least 1, not {n}.")
+    if group < 1:
+        raise EbbError(f"a group holds at least one sample, not {group}.")
+    if batch is not None and batch < 1:
+        raise EbbError(f"a batch holds at least one sample, not {batch}.")
+    for name, count in (("n", n), ("batch", batch or n)):
+        if count % group:
+            up = count + group - count % group
+            raise EbbError(f"groups of {group} do not divide {name} = {count}: give {name}={up}, say.")
 
 
 def run(
@@ -122,13 +135,14 @@ def run(
     seed: int | Sequence[int] = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    group: int = 1,
 ) -> Iterator[Step]:
     """The steps of a run, one at a time: wrap the iterator for progress, a preview or an early stop.
 
     Every `Step` holds the new state, the prediction in data space, and the number of network evaluations. Arguments
     and errors as for `sample`.
     """
-    loop, state = begin(model, plan or Plan(), cond, n, seed, device, dtype)
+    loop, state = begin(model, plan or Plan(), cond, n, seed, device, dtype, group)
     yield from loop.run(state)
 
 
@@ -152,6 +166,7 @@ def sample(
     n: int = 1,
     seed: int | Sequence[int] = 0,
     batch: int | None = None,
+    group: int = 1,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     trace: bool = False,
@@ -166,6 +181,8 @@ def sample(
     n       how many
     seed    element j has seed + j; or a list of n seeds
     batch   how many at a time (default: all)
+    group   how many consecutive samples are one request: where a plan steers, they compete with each other and with no
+            one else, and all of them are given back; it divides n and batch
     device, dtype   where the state lives and what it is made of; the network's own stay as they are
     trace   keep x after every step
     watch   called with every step and the places of its elements
@@ -178,10 +195,7 @@ def sample(
     model = load(model) if isinstance(model, str) else model
     plan = plan or Plan()
     seeds = seeds_of(seed, n)
-    if n < 1:
-        raise EbbError(f"n is the number of samples, at least 1, not {n}.")
-    if batch is not None and batch < 1:
-        raise EbbError(f"a batch holds at least one sample, not {batch}.")
+    _check_counts(n, batch, group)
     conds = model.condition(cond, n)
     journal = Journal() if journal is None else journal
     started = time.perf_counter() - journal.seconds
@@ -191,7 +205,7 @@ def sample(
         if journal.state is None:
             index = torch.tensor(places)
             own = tree_map(lambda v, index=index: v[index.to(v.device)], conds)
-            loop, state = begin(model, plan, own, len(places), [seeds[j] for j in places], device, dtype)
+            loop, state = begin(model, plan, own, len(places), [seeds[j] for j in places], device, dtype, group)
             journal.begin(state, trace)
         else:
             state = journal.state
@@ -203,16 +217,17 @@ def sample(
                 watch(step, places)
             if count % _LOOK_EVERY == 0 and not bool(finite_rows(state.x).any()):
                 break
-        journal.close(_failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype))
+        journal.close(_failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype, group))
     _require_effect(plan, journal.notes)
     return Samples(
         x=tree_map(lambda *v: torch.cat(v), *journal.batches),
         model=model,
-        plan=record(model, plan, cond, n, seed, batch, dtype),
+        plan=record(model, plan, cond, n, seed, batch, dtype, group),
         seeds=seeds,
         calls=journal.calls,
         seconds=time.perf_counter() - started,
         failed=journal.failed,
+        remarks=[r for slot in registry.SLOTS for p in plan.parts(slot) for r in p.remarks(journal.notes)],
         trace=_join(journal.frames),
     )
 
@@ -232,17 +247,20 @@ def _failures(
     good: Tensor,
     device: str | torch.device | None,
     dtype: torch.dtype | None,
+    group: int,
 ) -> list[Failure]:
-    """Replay each element that is not finite, alone, to find the step at which it ceased to be."""
+    """Replay each element that is not finite, alone but for its group, to find the step at which it ceased to be."""
     out = []
     for row in (~good).nonzero()[:, 0].tolist():
-        place = places[row]
-        own = tree_map(lambda v, place=place: v[place : place + 1], conds)
-        loop, state = begin(model, plan, own, 1, [seeds[place]], device, dtype)
+        place, mine = places[row], row % group
+        with_it = places[row - mine : row - mine + group]
+        index = torch.tensor(with_it)
+        own = tree_map(lambda v, index=index: v[index.to(v.device)], conds)
+        loop, state = begin(model, plan, own, group, [seeds[p] for p in with_it], device, dtype, group)
         found = 0
         for count, step in enumerate(loop.run(state), 1):
             found = count
-            if not bool(finite_rows(step.state.x).all()):
+            if not bool(finite_rows(step.state.x)[mine]):
                 break
         out.append(Failure(place, seeds[place], found))
     return out
@@ -257,7 +275,14 @@ def _require_effect(plan: Plan, notes: Counter[str]) -> None:
 
 
 def record(
-    model: Model, plan: Plan, cond: Any, n: int, seed: Any, batch: int | None, dtype: torch.dtype | None
+    model: Model,
+    plan: Plan,
+    cond: Any,
+    n: int,
+    seed: Any,
+    batch: int | None,
+    dtype: torch.dtype | None,
+    group: int = 1,
 ) -> Plan:
     """The plan with `run:` filled in: what `sample` was asked for, in plain data, enough to ask for it again."""
     import ebbtide
@@ -273,6 +298,7 @@ def record(
         "n": n,
         "seed": list(seed) if not isinstance(seed, int) else seed,
         "batch": batch,
+        "group": None if group == 1 else group,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "versions": {"ebbtide": ebbtide.__version__, "torch": torch.__version__.split("+")[0]},
     }

@@ -44,6 +44,7 @@ class Samples:
     calls    network evaluations, summed over elements
     seconds  wall time of the run
     failed   elements that did not stay finite
+    remarks  what parts of the plan have to say of the run, one sentence each: a reward that could not be read, say
     trace    x after every step, on the CPU, where a trace was asked for
     """
 
@@ -54,6 +55,7 @@ class Samples:
     calls: int = 0
     seconds: float = 0.0
     failed: list[Failure] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     trace: list[Tree] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -70,9 +72,7 @@ class Samples:
 
     def text(self) -> list[str]:
         """The samples as text. Raises EbbError where the model makes none."""
-        if self.model.medium != "text" or self.model.decode is None or not isinstance(self.x, Tensor):
-            raise EbbError(f"{self.model.name} makes no text; its samples are in .x.")
-        return [self.model.decode(row) for row in self.x]
+        return self.model.text(self.x)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> list[Path]:
         """Write the samples and, beside them, their plan; gives the files written.

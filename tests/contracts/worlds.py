@@ -441,8 +441,9 @@ class World:
         rows = list(range(ELEMENTS)) if rows is None else rows
         pick = lambda v: v[torch.tensor(rows)]  # noqa: E731
         seeds = [self.seeds[r] for r in rows]
-        state = (loop or self.loop).begin(tree_map(pick, self.like), tree_map(pick, self.cond), seeds, self.units)
-        return replace(state, group=torch.tensor([self.groups[r] for r in rows]))
+        group = torch.tensor([self.groups[r] for r in rows])
+        like, cond = tree_map(pick, self.like), tree_map(pick, self.cond)
+        return (loop or self.loop).begin(like, cond, seeds, self.units, group)
 
     def run(self) -> State:
         """The end of a run from the start."""
@@ -547,11 +548,10 @@ def plan_around(entry: Entry, spec: dict[str, Any], kind: str, given: frozenset[
         if need in seen:
             continue
         seen.add(need)
-        # a class attribute says what a part is whatever its parameters, as `gives` of its decorator does
         givers = [
             e
             for e in parts()
-            if (need in e.gives or getattr(e.cls, need, None) is True) and e.slot not in ("process", entry.slot)
+            if e.slot not in ("process", entry.slot) and need in e.gives | features(build(e.slot, examples(e)[0]))
         ]
         if not givers:
             raise EbbError(f"worlds.py finds nothing that gives {need!r}; {title(entry)} needs it.")
@@ -588,7 +588,9 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     else:
         like, units = _like(process, form)
         model = Model("world", denoiser(process, like), like=tree_map(lambda v: v[0], like))
-    cond: dict[str, Tree] = {"label": torch.tensor([0, 1, 2, 0])}
+    groups = (0, 0, 1, 1) if entry.slot == "steer" else (0, 1, 2, 3)
+    # particles of one request are asked for the same
+    cond: dict[str, Tree] = {"label": torch.tensor([0, 0, 2, 2] if entry.slot == "steer" else [0, 1, 2, 0])}
     if "end" in process.gives:
         ends = {k: p.gives for k, p in getattr(process, "parts", {}).items()}
         drawn = _ends(like)
@@ -596,7 +598,6 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     if entry.slot == "start":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
         cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
-    groups = (0, 0, 1, 1) if entry.slot == "steer" else (0, 1, 2, 3)
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,
         name=f"{title(entry)}[{ident(spec)}] {kind} {form}",

@@ -31,6 +31,7 @@ class Options:
     n: int | None = None
     seed: str | None = None
     batch: int | None = None
+    group: int | None = None
     device: str | None = None
     dtype: str | None = None
     guidance: float | None = None

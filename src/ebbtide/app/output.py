@@ -184,16 +184,18 @@ def write_each(samples: Samples, folder: Path, places: Iterable[int]) -> list[Pa
 
 
 def alone(plan: Plan, place: int) -> Plan:
-    """The plan of one sample of a run."""
+    """The plan of one sample of a run; of one of a group, that of the group, as none of it is made alone."""
     run = dict(plan.run or {})
-    n, seed, cond = run.get("n", 1), run.get("seed", 0), run.get("cond")
+    n, seed, cond, size = run.get("n", 1), run.get("seed", 0), run.get("cond"), run.get("group", 1)
+    first = place - place % size
 
     def own(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: own(v) for k, v in value.items()}
-        return value[place] if isinstance(value, list) and len(value) == n else value
+        held = isinstance(value, list) and len(value) == n
+        return value if not held else value[place] if size == 1 else value[first : first + size]
 
-    run |= {"n": 1, "seed": seed + place if isinstance(seed, int) else seed[place]}
+    run |= {"n": size, "seed": seed + first if isinstance(seed, int) else own(seed)}
     run.pop("batch", None)
     return plan.replace(run=run if cond is None else {**run, "cond": own(cond)})
 

@@ -36,11 +36,12 @@ class Request:
     device: torch.device | None
     dtype: torch.dtype | None
     notes: list[str] = field(default_factory=list)
+    group: int = 1
 
     @property
     def asked(self) -> dict[str, Any]:
         """The arguments of `ebb.sample`."""
-        names = ("model", "plan", "cond", "n", "seed", "batch", "device", "dtype")
+        names = ("model", "plan", "cond", "n", "seed", "batch", "device", "dtype", "group")
         return {k: getattr(self, k) for k in names}
 
     @property
@@ -48,7 +49,7 @@ class Request:
         """The plan as it is written beside the samples."""
         from ebbtide import api
 
-        return api.record(self.model, self.plan, self.cond, self.n, self.seed, self.batch, self.dtype)
+        return api.record(self.model, self.plan, self.cond, self.n, self.seed, self.batch, self.dtype, self.group)
 
 
 # -------------------------------------------------------------------- the plan
@@ -235,6 +236,7 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     batch = run.get("batch") if o.batch is None else o.batch
     if batch is not None and batch < 1:
         raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
+    group = run.get("group", 1) if o.group is None else o.group
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
     model = model_of(o, run, device, dtype)
     if plan.laid and plan.plan.process is None:
@@ -243,4 +245,4 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     if run.get("digest", model.digest) != model.digest and run.get("model") == model.name:
         notes.append(f"{model.name} is not what the plan was run with: its weights differ, so will the samples")
     cond, word = cond_of(o, run, n, model)
-    return Request(model, plan.plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes)
+    return Request(model, plan.plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes, group)

@@ -72,6 +72,9 @@ def sample(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     batch: Annotated[int | None, opt.how("--batch", help="How many samples at a time (all).")] = None,
+    group: Annotated[
+        int | None, opt.how("--group", help="How many samples in a row are one request, for plans that steer (1).")
+    ] = None,
     out: Annotated[
         str | None,
         opt.shown(
@@ -141,6 +144,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     from ebbtide.app.progress import speed
 
     failed = done.samples.failed if done.samples is not None else []
+    remarks = done.samples.remarks if done.samples is not None else []
     names = [said(f) for f in done.files]
     if json:
         import json as js
@@ -153,6 +157,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             "calls": done.calls,
             "calls_per_second": round(done.rate, 2),
             "failed": [f._asdict() for f in failed],
+            **({"remarks": remarks} if remarks else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
         }
         typer.echo(js.dumps(about))
@@ -166,6 +171,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
         kept = f"{len(names)} files written. " if names else ""
         how = f"Go on with: ebb resume {said(done.state)}" if done.state else "Nothing had begun, nothing is kept."
         typer.secho(f"stopped. {kept}{how}", err=True)
+    note(remarks)
     for failure in failed[:10]:
         typer.secho(f"error: {failure}", err=True, fg="red")
     if len(failed) > 10:

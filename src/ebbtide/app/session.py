@@ -85,7 +85,7 @@ class Keeper:
         seeds = seeds_of(r.seed, r.n)
         cut = lambda v: v[:n] if isinstance(v, list) and len(v) == r.n else v  # noqa: E731
         cond = {k: cut(v) for k, v in r.cond.items()} if isinstance(r.cond, dict) else cut(r.cond)
-        plan = api.record(r.model, r.plan, cond, n, cut(r.seed), r.batch, r.dtype)
+        plan = api.record(r.model, r.plan, cond, n, cut(r.seed), r.batch, r.dtype, r.group)
         x = tree_map(lambda *v: torch.cat(v), *self.journal.batches)
         # names in a folder follow all seeds of the run, so the whole list goes with the first rows
         return Samples(x=x, model=r.model, plan=plan, seeds=seeds if self.folder else seeds[:n])

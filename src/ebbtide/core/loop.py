@@ -14,7 +14,7 @@ element, start afresh; everything does when a shape changed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +87,14 @@ class Ask:
         """The time of each unit k steps from here."""
         return self.loop.grid.ahead(self.state, self.state.memory.get("grid", {}), k)
 
+    def pixels(self, x: Tree) -> Tree:
+        """x in data space as people see it: pixels, where the model makes latents of pictures; else x itself."""
+        return self.loop.pixels(x)
+
+    def text(self, x: Tree) -> list[str]:
+        """x in data space as text, one string an element. Raises EbbError where the model makes none."""
+        return self.loop.text(x)
+
     @property
     def noise(self) -> Noise:
         """The draws of the part that is asking, for this step of this state; the solver's are replayed where recorded."""
@@ -94,9 +102,20 @@ class Ask:
         return Noise(self.state.key, self.state.i, self.salt, stored)
 
 
+def _as_they_are(x: Tree) -> Tree:
+    return x
+
+
+def _no_text(x: Tree) -> list[str]:
+    raise EbbError("this model makes no text.")
+
+
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A plan bound to a model. `layers` are the guides, outermost first, and last the network's border."""
+    """A plan bound to a model. `layers` are the guides, outermost first, and last the network's border.
+
+    pixels, text   how the model shows samples, for parts that judge them
+    """
 
     process: Process
     start: Start
@@ -106,6 +125,8 @@ class Loop:
     correct: tuple[Correct, ...] = ()
     steer: Steer | None = None
     gradients: bool = False
+    pixels: Callable[[Tree], Tree] = _as_they_are
+    text: Callable[[Tree], list[str]] = _no_text
 
     @functools.cached_property
     def layer_names(self) -> tuple[str, ...]:
@@ -120,10 +141,21 @@ class Loop:
 
     # ---------------------------------------------------------------- start
 
-    def begin(self, like: Tree, cond: dict[str, Tree], seeds: Sequence[int], units: Sequence[int] = ()) -> State:
-        """The first state of a run: elements shaped like `like` (B, ...), one seed each; see `Start`."""
+    def begin(
+        self,
+        like: Tree,
+        cond: dict[str, Tree],
+        seeds: Sequence[int],
+        units: Sequence[int] = (),
+        group: Tensor | None = None,
+    ) -> State:
+        """The first state of a run: elements shaped like `like` (B, ...), one seed each; see `Start`.
+
+        group   (B,) which elements belong to one request; by default each is one
+        """
         with self._mode():
             blank = State.blank(like, cond, seeds, units)
+            blank = blank if group is None else replace(blank, group=group)
             ask = Ask(self, blank, SALT["start"])
             ask.state = blank = blank.remember("grid", self.grid.init(blank, ask))
             state = self.start(like, cond, seeds, ask)

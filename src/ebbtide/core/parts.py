@@ -6,7 +6,7 @@ or in the part's slot of `State.memory`, so they follow `take`. Zeros in memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -59,6 +59,10 @@ class Part:
     def init(self, state: State, ask: Ask) -> Memory:
         """The part's memory at the start, and again after a jump; empty unless it needs more than zeros."""
         return {}
+
+    def remarks(self, notes: Mapping[str, int]) -> list[str]:
+        """What should be said at the end of a run whose steps noted this, one sentence each; mostly nothing."""
+        return []
 
 
 class Process(Part):
@@ -199,7 +203,10 @@ class Correct(Part):
 
 
 class Steer(Part):
-    """Which candidates go on. It goes around the step; elements compete only inside their `group`."""
+    """Which candidates go on. It goes around the step; elements compete only inside their `group`.
+
+    What was foreseen of a sample becomes what people see by `ask(state).pixels` and `.text`.
+    """
 
     def step(
         self,

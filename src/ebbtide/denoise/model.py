@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ class Model:
         """Samples as pixels: decoded, where the model makes latents of pictures."""
         pixels: Tree = x if self.decode is None or self.medium == "text" else self.decode(x)
         return pixels
+
+    def text(self, x: Tree) -> list[str]:
+        """Samples as text, one string each. Raises EbbError where the model makes none."""
+        if self.medium != "text" or self.decode is None or not isinstance(x, Tensor):
+            raise EbbError(f"{self.name} makes no text; its samples are in .x.")
+        return [self.decode(row) for row in x]
 
     def preview(self, x: Tree) -> Tree:
         """Samples as pixels for a glance: `pixels`, unless the model was given something quicker."""
@@ -128,7 +134,8 @@ class Model:
         """The plan bound to this model. Raises EbbError where they do not fit, before anything runs."""
         process = self.process if plan.process is None else plan.parts("process")[0]
         border = Border.of(self.denoiser, process, plan.parts("network"))
-        return plan.bind(border, process, self.gives(cond or {}))
+        loop = plan.bind(border, process, self.gives(cond or {}))
+        return replace(loop, pixels=self.pixels, text=self.text)
 
 
 def process(name: str, **parameters: Any) -> Process:
