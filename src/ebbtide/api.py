@@ -18,7 +18,7 @@ from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
 from ebbtide.core.state import State, Step
-from ebbtide.core.tree import Tree, tree_map
+from ebbtide.core.tree import Tree, leaves, tree_map
 from ebbtide.denoise.model import Model, seeds_of
 from ebbtide.journal import Journal
 from ebbtide.samples import Failure, Samples, finite_rows
@@ -101,12 +101,13 @@ def begin(
 ) -> tuple[Loop, State]:
     """The bound plan and its first state. Raises EbbError where plan, model and condition do not fit."""
     _check_counts(n, None, group)
-    leaves = model.condition(cond, n)
+    conds = model.condition(cond, n)
+    _check_requests(conds, group)
     if device is not None:
-        leaves = tree_map(lambda v: v.to(device), leaves)
-    loop = model.loop(plan, leaves)
+        conds = tree_map(lambda v: v.to(device), conds)
+    loop = model.loop(plan, conds)
     like = model.batch(n, None if device is None else torch.device(device), dtype)
-    state = loop.begin(like, leaves, seeds_of(seed, n), model.unit_shape(), torch.arange(n) // group)
+    state = loop.begin(like, conds, seeds_of(seed, n), model.unit_shape(), torch.arange(n) // group)
     bad = (~finite_rows(state.x)).nonzero()[:, 0].tolist()
     if bad:
         raise EbbError(f"the start holds values that are not finite, in element {bad[0]}; nothing was run.")
@@ -124,6 +125,19 @@ def _check_counts(n: int, batch: int | None, group: int) -> None:
         if count % group:
             up = count + group - count % group
             raise EbbError(f"groups of {group} do not divide {name} = {count}: give {name}={up}, say.")
+
+
+def _check_requests(cond: dict[str, Tree], group: int) -> None:
+    """Samples of one request are asked for the same: one that is copied over another takes its condition with it."""
+    for name, leaf in leaves(cond).items() if group > 1 else ():
+        each = leaf.unflatten(0, (-1, group))
+        odd = (each != each[:, :1]).flatten(1).any(1).nonzero()[:, 0].tolist()
+        if odd:
+            first = odd[0] * group
+            raise EbbError(
+                f"samples {first} to {first + group - 1} are one request, and must be asked for the same: they differ in "
+                f"{name!r}."
+            )
 
 
 def run(

@@ -222,3 +222,20 @@ def test_a_request_without_rewards_keeps_the_weights_it_carried():
     parent, lost = loop.steer._resample(loop.ask(state), weights, before, torch.zeros(4) > 0)
     assert (parent.tolist(), lost) == ([0, 1, 2, 3], 2)
     assert weights.tolist() == [3.0, 1.0, 0.0, -1.0]
+
+
+def test_a_request_is_asked_for_one_thing():
+    with pytest.raises(
+        EbbError, match="samples 2 to 3 are one request, and must be asked for the same: they differ in"
+    ):
+        ebb.sample(ebb.load("digits"), ebb.Plan(), cond=[1, 1, 2, 3], n=4, group=2)
+
+
+def test_labels_are_taken_in_turn_by_requests():
+    from ebbtide.app.asking import cond_of
+    from ebbtide.app.options import Options
+
+    digits = ebb.load("digits")
+    for label, there in ((None, [0, 0, 0, 1, 1, 1]), ("4,7", [4, 4, 4, 7, 7, 7]), ("3", 3)):
+        assert cond_of(Options(label=label), {}, 6, digits, 3)[0] == there
+    assert cond_of(Options(label="1,2,3,4,5,6"), {}, 6, digits)[0] == [1, 2, 3, 4, 5, 6]

@@ -67,8 +67,8 @@ def _lines(file: str) -> list[str]:
     return found
 
 
-def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any, str]:
-    """The condition of n samples, and a word about it where it was nobody's choice.
+def cond_of(o: Options, run: dict[str, Any], n: int, model: Model, group: int = 1) -> tuple[Any, str]:
+    """The condition of n samples, `group` to a request, and a word about it where it was nobody's choice.
 
     Raises EbbError for words to a model that knows labels, and labels to one that is asked in words.
     """
@@ -85,7 +85,7 @@ def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any,
     if held == TENSORS and prompts is None and o.label is None:
         raise EbbError("this plan's condition was made of tensors, which a plan does not hold: run it from Python.")
     if model.prompted:
-        return _words(prompts, o.negative, None if held == TENSORS else held, n, model)
+        return _words(prompts, o.negative, None if held == TENSORS else held, n, model, group)
     if o.label == "none":
         return None, ""
     cond: Any = numbers(o.label, "--label")
@@ -93,11 +93,15 @@ def cond_of(o: Options, run: dict[str, Any], n: int, model: Model) -> tuple[Any,
         cond = held
     elif cond is None and model.labels and "data" not in model.info:
         last = model.labels - 1
-        return [k % model.labels for k in range(n)], f"labels 0 to {last} in turn (--label chooses, --label none: any)"
-    return _turns(cond, n), ""
+        return _turns(
+            list(range(model.labels)), n, group
+        ), f"labels 0 to {last} in turn (--label chooses, --label none: any)"
+    return _turns(cond, n, group), ""
 
 
-def _words(prompts: list[str] | None, negative: str | None, held: Any, n: int, model: Model) -> tuple[Any, str]:
+def _words(
+    prompts: list[str] | None, negative: str | None, held: Any, n: int, model: Model, group: int
+) -> tuple[Any, str]:
     """Prompts for n samples, over those that a plan holds."""
     cond = dict(held) if isinstance(held, dict) else {} if held is None else {"prompt": held}
     word = ""
@@ -109,9 +113,11 @@ def _words(prompts: list[str] | None, negative: str | None, held: Any, n: int, m
         word = f"{', '.join(few)} in turn (--prompt chooses)" if few else "the empty prompt (--prompt chooses)"
     if negative is not None:
         cond["negative"] = negative
-    return {k: _turns(v, n) for k, v in cond.items()}, word
+    return {k: _turns(v, n, group) for k, v in cond.items()}, word
 
 
-def _turns(value: Any, n: int) -> Any:
-    """A list as n values, taken in turn."""
-    return [value[k % len(value)] for k in range(n)] if isinstance(value, list) and value else value
+def _turns(value: Any, n: int, group: int) -> Any:
+    """A list as n values, taken in turn by requests of `group`; one of n values already has one for each."""
+    if not isinstance(value, list) or len(value) in (0, n):
+        return value
+    return [value[k // group % len(value)] for k in range(n)]

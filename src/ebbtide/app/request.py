@@ -227,7 +227,10 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     if seed is None:
         seed = run.get("seed", 0)
     prompts = prompts_of(o)
-    usual = len(prompts) if prompts else 16
+    group = run.get("group", 1) if o.group is None else o.group
+    if group < 1:
+        raise EbbError(f"--group is at least one sample to a request, not {group}.")
+    usual = group * len(prompts) if prompts else 16
     n = o.n if o.n is not None else run.get("n", len(seed) if isinstance(seed, list) else usual)
     if isinstance(seed, list) and o.n is not None and o.seed is None:
         seed = seed[:n]
@@ -236,7 +239,6 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     batch = run.get("batch") if o.batch is None else o.batch
     if batch is not None and batch < 1:
         raise EbbError(f"--batch is at least one sample at a time, not {batch}.")
-    group = run.get("group", 1) if o.group is None else o.group
     device, dtype = device_of(o.device), dtype_of(o.dtype or run.get("dtype"))
     model = model_of(o, run, device, dtype)
     if plan.laid and plan.plan.process is None:
@@ -244,5 +246,5 @@ def resolve(o: Options, base: Plan | None = None) -> Request:
     notes = list(plan.notes)
     if run.get("digest", model.digest) != model.digest and run.get("model") == model.name:
         notes.append(f"{model.name} is not what the plan was run with: its weights differ, so will the samples")
-    cond, word = cond_of(o, run, n, model)
+    cond, word = cond_of(o, run, n, model, group)
     return Request(model, plan.plan, cond, n, seed, batch, device, dtype, [*notes, word] if word else notes, group)

@@ -142,7 +142,8 @@ def card(bench: Bench) -> Card:
     return bench.card(
         f"Energy distance of {GROUPS} steered samples against as many best-of-{K}, by strength: {'; '.join(told)}. All "
         f"particles of requests of 4, 16 and 64, on average over strengths: {sizes}. Share of vowels with 1, 4 and 16 "
-        f"particles: {words}; of the tilted law {exact:.3f}."
+        f"particles: {words}; of the tilted law {exact:.3f}. With 20 steps in place of 40 the sum keeps its bound, but at "
+        "strength 2 best-of-16 is as near (0.015 against 0.020)."
     )
 
 
