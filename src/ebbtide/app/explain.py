@@ -165,12 +165,16 @@ def _part(console: Console, entry: Entry) -> None:
 
 def parameters(entry: Entry) -> list[tuple[str, str, str]]:
     """Name, type with its bounds, and default of each parameter."""
-    return [(k, _type(f), "required" if f.is_required() else f"default {f.default!r}") for k, f in _fields(entry)]
+    return [(k, _type(f), "required" if f.is_required() else f"default {_default(f)!r}") for k, f in _fields(entry)]
 
 
 def defaults(entry: Entry) -> dict[str, Any]:
     """The defaults of the parameters that have one."""
-    return {k: f.default for k, f in _fields(entry) if not f.is_required()}
+    return {k: _default(f) for k, f in _fields(entry) if not f.is_required()}
+
+
+def _default(field: Any) -> Any:
+    return field.get_default(call_default_factory=True)
 
 
 def _fields(entry: Entry) -> list[tuple[str, Any]]:
