@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -176,3 +177,23 @@ def test_one_step_has_nothing_to_reuse():
     plan = ebb.Plan(grid={"name": "linear", "steps": 1}, network=["deepcache"])
     with pytest.raises(ebb.EbbError, match="'deepcache' is switched on but did nothing in this run"):
         ebb.sample(ebb.load("digits-unet"), plan, cond=[1], n=1)
+
+
+def test_runs_in_other_threads_do_not_hear_of_it():
+    """Six threads over one model, four with a cache in it and two without: each as it would be alone."""
+    model = ebb.load("digits-unet")
+    plain = ebb.Plan(grid={"name": "linear", "steps": 8})
+    plans = [
+        plain,
+        plain.replace(network=["deepcache"]),
+        plain.replace(network=[{"name": "deepcache", "branch": 3}]),
+    ] * 2
+
+    def run(plan):
+        return ebb.sample(model, plan, cond=LABELS, n=4).x
+
+    alone = [run(plan) for plan in plans[:3]] * 2
+    with ThreadPoolExecutor(len(plans)) as pool:
+        for x, y in zip(pool.map(run, plans), alone, strict=True):
+            assert torch.allclose(x, y, rtol=0, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
