@@ -92,10 +92,8 @@ def cond_of(o: Options, run: dict[str, Any], n: int, model: Model, group: int = 
     if cond is None and run:
         cond = held
     elif cond is None and model.labels and "data" not in model.info:
-        last = model.labels - 1
-        return _turns(
-            list(range(model.labels)), n, group
-        ), f"labels 0 to {last} in turn (--label chooses, --label none: any)"
+        word = f"labels 0 to {model.labels - 1} in turn (--label chooses, --label none: any)"
+        return _turns(list(range(model.labels)), n, group), word
     return _turns(cond, n, group), ""
 
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.core.registry import part
-from ebbtide.network.anatomy import Anatomy, Site, anatomy
-from ebbtide.network.patch import Patch, Rows, keeping, passing, rewired
+from ebbtide.network.anatomy import Anatomy, Site, anatomy, passing
+from ebbtide.network.patch import Patch, Rows, keeping, rewired
 from ebbtide.network.record import Record
 
 ALL = -1

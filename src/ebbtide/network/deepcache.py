@@ -29,8 +29,8 @@ from ebbtide.core.loop import Ask
 from ebbtide.core.registry import part
 from ebbtide.core.state import State
 from ebbtide.core.tree import Memory
-from ebbtide.network.anatomy import Block, Port, Skip, anatomy
-from ebbtide.network.patch import Patch, Rows, passing, rewired
+from ebbtide.network.anatomy import Block, Port, Skip, anatomy, passing
+from ebbtide.network.patch import Patch, Rows, rewired
 
 WHOLE, SHORT = 0, 1
 

@@ -244,11 +244,6 @@ def keeping(rows: Rows, site: Site) -> Callable[..., Any]:
     return forward
 
 
-def passing(x: Any, *args: Any, **kwargs: Any) -> Any:
-    """What it was given, as layers within a block answer."""
-    return x if kwargs.get("return_dict", True) else (x,)
-
-
 @contextmanager
 def rewired(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """`module` computes `forward` instead of its own, until the context is left."""

@@ -18,7 +18,6 @@ Differs  m is the deviation over all numbers of a patch, as pictures of one chan
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, NamedTuple
@@ -68,22 +67,17 @@ class RAS(Patch):
 
     def look(self, network: nn.Module) -> Tokens:
         net = anatomy(network).need("attention", "first", "last")
-        pairs = {}
+        pairs: dict[str, nn.Module] = {}
         for block in net.blocks:
-            turned = [k for k in inspect.signature(type(block.module).forward).parameters if "rot" in k or "rope" in k]
-            if block.kind != "block" or turned:
-                why = (
-                    f"its blocks turn keys by their place ({turned[0]})"
-                    if turned
-                    else f"it has blocks of kind {block.kind}"
-                )
-                raise EbbError(f"'ras' runs some tokens of a plain stack of blocks, which {net.name} is not: {why}.")
+            if block.kind != "block" or block.turned:
+                why = f"blocks of kind {block.kind}" if not block.turned else f"blocks that take {block.turned!r}"
+                raise EbbError(f"'ras' runs some tokens of a plain stack of blocks; {net.name} has {why}.")
             for site in (s for s in block.attention if s.kind == "self"):
-                for name in ("to_k", "to_v"):
-                    layer = getattr(site.module, name, None)
-                    if not isinstance(layer, nn.Module):
-                        raise EbbError(f"'ras' finds no layer {name!r} in {site.path} of {net.name}; leave it out.")
-                    pairs[f"{site.path}.{name}"] = layer
+                if len(site.pairs) < 2:
+                    raise EbbError(
+                        f"'ras' finds no layers of keys and values in {site.path} of {net.name}; leave it out."
+                    )
+                pairs |= site.pairs
         inner = tuple(s for block in net.blocks for s in (block, *block.sites))
         return Tokens(net.first[-1].module, pairs, net.last[-1].module, inner)
 

@@ -29,9 +29,9 @@ from ebbtide.core.errors import EbbError
 from ebbtide.network.anatomy.inside import dotted
 from ebbtide.network.anatomy.inside import sites as inside
 from ebbtide.network.anatomy.layout import GROUPS, Layout, guess, holds, known
-from ebbtide.network.anatomy.sites import LAYERS, Block, Port, Site, Skip, gives_more, port
+from ebbtide.network.anatomy.sites import LAYERS, Block, Port, Site, Skip, gives_more, passing, port
 
-__all__ = ["Anatomy", "Block", "Port", "Site", "Skip", "anatomy"]
+__all__ = ["Anatomy", "Block", "Port", "Site", "Skip", "anatomy", "passing"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,6 +78,12 @@ class Site:
         """All that it is made of, named."""
         return (*self.before, (self.path, self.module))
 
+    @property
+    def pairs(self) -> dict[str, nn.Module]:
+        """What makes the keys and what makes the values of an attention, named; empty where one layer makes them together."""
+        found = {name: getattr(self.module, name, None) for name in ("to_k", "to_v")}
+        return {f"{self.path}.{k}": m for k, m in found.items() if isinstance(m, nn.Module)}
+
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """Every linear layer in it, named."""
         for path, part in self.parts:
@@ -112,6 +118,11 @@ class Block(Site):
     def feed_forward(self) -> tuple[Site, ...]:
         """Its feed-forwards, in order."""
         return tuple(s for s in self.sites if s.kind.endswith("feed-forward"))
+
+    @property
+    def turned(self) -> str | None:
+        """The argument that turns queries and keys by their place (rotary embeddings); None where it takes none."""
+        return next((k for k in _told(type(self.module).forward)[0] if "rotary" in k or "rope" in k), None)
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
         """What a block of a U-Net applies one after another, with the place of each: that of the skip made or taken there.
@@ -171,6 +182,11 @@ class Skip:
     module: nn.Module
     up: int
     slot: int
+
+
+def passing(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """What it was given, as layers within a block answer: a forward for those that are passed over."""
+    return x if kwargs.get("return_dict", True) else (x,)
 
 
 @functools.lru_cache(512)
