@@ -24,7 +24,7 @@ MODEL = ebb.load(MIX, like=torch.zeros(2, dtype=torch.float64))
 
 
 def plan(steps: int = 12, **steer) -> ebb.Plan:
-    spec = {"name": "fk-steering", "reward": {"name": "near", "point": POINT}, "lmbda": 3.0, **steer}
+    spec = {"name": "fk-steering", "reward": {"name": "near", "point": POINT}, "strength": 3.0, **steer}
     return ebb.Plan(solve="ancestral", grid={"name": "log-snr", "steps": steps}, steer=spec)
 
 
@@ -42,7 +42,7 @@ def test_potentials_along_a_lineage_multiply_to_the_tilt(potential: str, ess: fl
 
 
 def test_weights_that_were_carried_are_those_of_importance_sampling():
-    """Resampled at the landing only, parents are drawn by exp(lmbda r(x0)): the mean over many requests is the weighted one."""
+    """Resampled at the landing only, parents are drawn by exp(3 r(x0)): the mean over many requests is the weighted one."""
     k, groups = 4, 3000
     end = ebb.sample(MODEL, replace(plan(6), steer=None), n=k * groups).x.reshape(groups, k, 2)
     steered = ebb.sample(MODEL, plan(6, every=100), n=k * groups, group=k).x.reshape(groups, k, 2)
@@ -54,13 +54,13 @@ def test_weights_that_were_carried_are_those_of_importance_sampling():
 
 
 def test_many_particles_follow_the_tilted_gaussian():
-    """N(0, v) tilted by exp(-lmbda (x - p)^2 / 2) is N(lmbda v p / (1 + lmbda v), v / (1 + lmbda v)); v is what steps leave."""
+    """N(0, v) tilted by exp(-g (x - p)^2 / 2) is N(g v p / (1 + g v), v / (1 + g v)); v is what steps leave."""
     p, strength, steps = 1.0, 2.0, 30
     model = ebb.load(Gaussian(VPLinear(), [0.0], 0.5), like=torch.zeros(1, dtype=torch.float64))
     v = float(ebb.sample(model, replace(plan(steps), steer=None), n=8192).x.var())
     gain = 1 + strength * v
     for ess in (0.5, 1.0):
-        made = plan(steps, reward={"name": "near", "point": p}, lmbda=strength, ess=ess)
+        made = plan(steps, reward={"name": "near", "point": p}, strength=strength, ess=ess)
         x = ebb.sample(model, made, n=64 * 64, group=64).x.reshape(64, 64)
         assert float(x.mean()) == pytest.approx(strength * v * p / gain, abs=4 * float(x.mean(1).std()) / 8)
         assert float(x.var()) == pytest.approx(v / gain, rel=0.15)
@@ -70,7 +70,7 @@ def test_masked_tokens_follow_the_tilted_table():
     """Two coupled bits, tilted towards ones; the completion that is judged is a draw, the landing is what it is."""
     table = torch.tensor([0.4, 0.1, 0.1, 0.4]).double()
     model = ebb.load(Table(Masked(2), table.reshape(2, 2)), like=torch.zeros(2, dtype=torch.int64))
-    steer = {"name": "fk-steering", "reward": "mean", "lmbda": 2.0}
+    steer = {"name": "fk-steering", "reward": "mean", "strength": 2.0}
     made = ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": 8}, steer=steer)
     x = ebb.sample(model, made, n=64 * 128, group=64).x
     tilted = table * torch.tensor([0.0, 1.0, 1.0, 2.0]).double().exp()
@@ -83,7 +83,7 @@ def test_requests_are_alone_in_a_batch_and_batches_hold_whole_requests():
     assert torch.equal(ebb.sample(MODEL, plan(), n=12, group=4, batch=4).x, whole.x)
     assert torch.equal(ebb.sample(MODEL, plan(), n=4, group=4, seed=8).x, whole.x[8:])
     assert whole.plan.run["group"] == 4
-    assert "group" not in ebb.sample(MODEL, plan(lmbda=0.0), n=2).plan.run
+    assert "group" not in ebb.sample(MODEL, plan(strength=0.0), n=2).plan.run
 
 
 def test_parents_and_the_effective_number():
@@ -124,7 +124,7 @@ def test_where_no_reward_can_be_read_samples_are_those_of_the_plain_plan(worst: 
 
 
 def test_a_lost_request_leaves_the_other_as_it_is():
-    far = plan(reward={"name": "test-fussy", "worst": "nan", "below": 0.0}, lmbda=1.0)
+    far = plan(reward={"name": "test-fussy", "worst": "nan", "below": 0.0}, strength=1.0)
     both = ebb.sample(MODEL, far, n=16, group=8).x
     assert torch.equal(both[8:], ebb.sample(MODEL, far, n=8, group=8, seed=8).x)
 
@@ -197,7 +197,7 @@ def test_rewards_see_pixels_text_and_conditions():
         medium="text",
         decode=lambda row: "".join("xa"[v] for v in row.tolist()),
     )
-    steer = {"name": "fk-steering", "reward": "vowels", "lmbda": 50.0}
+    steer = {"name": "fk-steering", "reward": "vowels", "strength": 50.0}
     out = ebb.sample(
         letters, ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": 4}, steer=steer), n=32, group=32
     )

@@ -1,12 +1,12 @@
 """FK steering: particles of a request are resampled on the way, by how promising what is foreseen of each looks.
 
-    r_t = reward(x0-hat of x_t),  that of the sample itself where it has landed;   R_t the statistic of rewards so far
-    G_t = exp(lmbda (r_t - r_before))   diff      exp(lmbda max r)   max      exp(lmbda sum r)   add      exp(lmbda r_t)   rt
-    at the landing of the last three    G = exp(lmbda r) / (product of the G before)
+    r_t = g reward(x0-hat of x_t),  of the sample itself where it has landed;   g the strength
+    G_t = exp(r_t - r_before)   diff      exp(max r)   max      exp(sum r)   add      exp(r_t)   rt
+    at the landing of the last three    G = exp(r) / (product of the G before)
     parents ~ weights / sum of weights,   weights = those carried * G
 
-So the product of potentials along a whole lineage is exp(lmbda r(x_0)), and the particles of a group tend to the tilted
-law p(x_0) exp(lmbda r(x_0)) as they become many. All rewards are less `floor`.
+So the product of potentials along a whole lineage is exp(r(x_0)), and the particles of a group tend to the tilted
+law p(x_0) exp(r(x_0)) as they become many. All rewards are less `floor`.
 
 Elements compete inside their group. They are resampled where the effective number of particles, (sum w)^2 / sum w^2, is
 below `ess` of them, and always where they land; else their weights are carried on. x0-hat is what one step to the data
@@ -16,7 +16,7 @@ Shapes   x (B, ...), any units. Memory, (B,) float64: reward, the statistic less
          No call but those of the plan.
 Paper    Singhal et al. 2025, "A general framework for inference-time scaling and steering of diffusion models" (arXiv
          2501.06848)
-Off      lmbda = 0 is the plan without it, bit for bit.
+Off      strength = 0 is the plan without it, bit for bit.
 Differs  weights are kept as logarithms, so they need no bounds. diff carries its weights too where it does not resample (the
          released code forgets them). At the landing max and add weigh by the reward of the sample itself, which
          is what makes the product the tilt; the code takes their statistic. `every` counts steps, `first` and `last` are times.
@@ -44,12 +44,12 @@ KEPT = ("reward", "product", "carried")
 Time = Annotated[float, Field(ge=0, le=1)]
 
 
-@part("steer", "fk-steering", paper="2501.06848", needs={"stochastic"}, off={"lmbda": 0.0})
+@part("steer", "fk-steering", paper="2501.06848", needs={"stochastic"}, off={"strength": 0.0})
 class FKSteering(Steer):
     """FK steering: particles of a request are resampled on the way, by how promising what is foreseen of each looks.
 
     reward       a name, "file.py:function", or a mapping with a "name" and parameters; see `measure.rewards`
-    lmbda        how far the law is tilted towards it
+    strength        how far the law is tilted towards it
     every        resample after every so many steps, at times from `first` down to `last`, and where elements land
     ess          resample where the effective share of particles is below this; 1 always does
     floor        the reward of a lineage of which nothing is known yet
@@ -60,7 +60,7 @@ class FKSteering(Steer):
         {"reward": {"name": "mean"}, "ess": 1.0, "potential": "max", "every": 2},
     )
     reward: str | dict[str, Any]
-    lmbda: Annotated[float, Field(ge=0)] = 10.0
+    strength: Annotated[float, Field(ge=0)] = 10.0
     potential: Literal["diff", "max", "add", "rt"] = "diff"
     every: Annotated[int, Field(ge=1)] = 1
     first: Time = 1.0
@@ -124,9 +124,9 @@ class FKSteering(Steer):
         lost, before = r.isnan(), held["reward"]
         stat = {"max": torch.maximum(before, r), "add": before + r}.get(self.potential, r)
         if self.potential == "diff":
-            log = self.lmbda * (r - before)
+            log = self.strength * (r - before)
         else:
-            log = torch.where(landed, self.lmbda * r - held["product"], self.lmbda * stat)
+            log = torch.where(landed, self.strength * r - held["product"], self.strength * stat)
         return {
             "reward": torch.where(lost, before, stat),
             "product": held["product"] + torch.where(lost, 0.0, log),

@@ -1,9 +1,9 @@
-"""FK steering: particles that look promising are copied on the way, so that samples follow p(x) exp(lmbda r(x)).
+"""FK steering: particles that look promising are copied on the way, so that samples follow p(x) exp(strength r(x)).
 
 Paper    Singhal et al. 2025 (arXiv 2501.06848)
 Card     four Gaussians in R^2 and the reward -|x - point|^2 / 2, whose tilted law is four Gaussians again:
 
-             S' = S / (1 + lmbda S),   m' = (m + lmbda S point) / (1 + lmbda S),   w' ~ w N(point; m, S + 1 / lmbda)
+             S' = S / (1 + strength S),   m' = (m + strength S point) / (1 + strength S),   w' ~ w N(point; m, S + 1 / strength)
 
          Energy distance to it at four strengths, of one particle a request and of the best of as many plain samples, at
          equal calls and equal numbers. Then letters that follow letters, steered towards vowels under masks
@@ -41,12 +41,19 @@ SYSTEM = System(
         "fk-steering": {
             "solve": "ancestral",
             "grid": {"name": "linear", "steps": 100},
-            "steer": {"name": "fk-steering", "reward": "digit", "lmbda": 10.0, "every": 20, "first": 0.8, "last": 0.2},
+            "steer": {
+                "name": "fk-steering",
+                "reward": "digit",
+                "strength": 10.0,
+                "every": 20,
+                "first": 0.8,
+                "last": 0.2,
+            },
         },
         "fk-steering-text": {
             "solve": "ancestral",
             "grid": {"name": "linear", "steps": 32},
-            "steer": {"name": "fk-steering", "reward": "vowels", "lmbda": 100.0, "every": 4},
+            "steer": {"name": "fk-steering", "reward": "vowels", "strength": 100.0, "every": 4},
         },
     },
     differs="exact laws in place of pictures and prompts",
@@ -63,7 +70,7 @@ LETTERS, LENGTH = "aeionrst", 12
 TEXT = {
     "solve": "ancestral",
     "grid": {"name": "linear", "steps": 12},
-    "steer": {"name": "fk-steering", "reward": "vowels", "lmbda": 16.0},
+    "steer": {"name": "fk-steering", "reward": "vowels", "strength": 16.0},
 }
 STRENGTHS, GROUPS, K = (0.5, 1.0, 2.0, 5.0), 256, 16
 SIZES = ((4, 512), (16, 256), (64, 96))
@@ -106,13 +113,13 @@ def card(bench: Bench) -> Card:
     world, plan = World(), bench.plan(EXACT)
 
     def at(strength: float, **more: Any) -> ebb.Plan:
-        spec = {**plan.steer, **more} if bench.control else {**plan.steer, "lmbda": strength, **more}
+        spec = {**plan.steer, **more} if bench.control else {**plan.steer, "strength": strength, **more}
         return plan.replace(steer=spec)
 
     *_, last = run(world.model, at(2.0), n=8 * K, group=K)
     product = last.state.memory.get("steer", {}).get("product", torch.zeros(8 * K, dtype=torch.float64))
     gap = (product - 2.0 * world.reward(last.state.x)).abs().max()
-    bench.check("gap of log products along lineages to lmbda r(x0)", gap, at_most=1e-6)
+    bench.check("gap of log products along lineages to strength r(x0)", gap, at_most=1e-6)
 
     best = world.best(plan)
     plain = ebb.sample(world.model, plan.replace(steer=None), n=GROUPS, seed=7).x
@@ -129,12 +136,12 @@ def card(bench: Bench) -> Card:
     falls = min(a / b for a, b in itertools.pairwise(by_k))
     bench.check("least fall of the distance from 4 to 16 to 64 particles", falls, at_least=1.1)
     none = torch.equal(
-        world.steered(plan.replace(steer={**plan.steer, "lmbda": 0.0}), 4, 8).flatten(0, 1),
+        world.steered(plan.replace(steer={**plan.steer, "strength": 0.0}), 4, 8).flatten(0, 1),
         ebb.sample(world.model, plan.replace(steer=None), n=32).x,
     )
     bench.check("without strength it is the base law, bit for bit", none, at_least=1)
 
-    shares, exact = [_share(bench, k) for k in (1, 4, 16)], _exact_share(bench.plan(TEXT).steer["lmbda"])
+    shares, exact = [_share(bench, k) for k in (1, 4, 16)], _exact_share(bench.plan(TEXT).steer["strength"])
     bench.check("least gain in vowels of text from 1 to 4 to 16 particles", _least(shares), at_least=0.01)
     way = (shares[-1] - shares[0]) / (exact - shares[0])
     bench.check("how far 16 particles come towards the vowels of the tilted law", way, at_least=0.5)
