@@ -107,6 +107,9 @@ class Model:
             raise EbbError(f"a condition is a label, a list of labels or a dict of tensors, not {cond!r}.")
         if self.labels is not None and "label" not in cond:
             cond = {"label": self._null_label(), **cond}
+        return self._rows(cond, n)
+
+    def _rows(self, cond: Mapping[str, Any], n: int) -> dict[str, Tree]:
         return {name: self._leaf(name, value, n) for name, value in cond.items()}
 
     def _null_label(self) -> int:
