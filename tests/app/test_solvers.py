@@ -20,7 +20,7 @@ from rich.console import Console
 
 from conftest import interrupt
 from ebbtide import zoo
-from ebbtide.app import surveying, screen
+from ebbtide.app import screen, surveying
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import Plan
 from ebbtide.denoise.model import Model, process

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from ebbtide.app import (
     catalogue,
     checks,
+    comparing,
     evaluating,
     explain,
     plans,
@@ -93,6 +94,7 @@ app.command(help=solvers.SOLVERS)(solvers.solvers)
 app.command(help=tuning.GRID)(tuning.grid)
 app.command(help=shipped.ZOO)(shipped.zoo)
 app.command("eval", help=evaluating.EVAL)(evaluating.evaluate)
+app.command(help=comparing.COMPARE)(comparing.compare)
 app.command(help=profiling.PROFILE)(profiling.profile)
 app.command(help=training.TRAIN)(training.train)
 
