@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import ebbtide as ebb
+from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
 
 V, MASK = 5, 2
@@ -28,3 +29,12 @@ def test_a_mask_is_never_drawn(solve: str, guide: list[dict[str, object]]) -> No
     x = ebb.sample(model, plan, cond=cond, n=8).x
     assert (x != MASK).all()
     assert (x == 4).double().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("process", "predicts", "mend"),
+    [({"name": "masked", "vocab": 3}, "flow", "predicts='logits'"), ("flow", "logits", "one of x0, eps, v, flow")],
+)
+def test_what_a_network_predicts_must_suit_its_process(process, predicts, mend):
+    with pytest.raises(EbbError, match=mend):
+        ebb.load(lambda x, clock: x, process=process, predicts=predicts, like=torch.zeros(3))

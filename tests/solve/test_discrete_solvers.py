@@ -307,3 +307,24 @@ def test_tokens_that_have_landed_stay_while_others_leap(process: Any) -> None:
     assert int(state.x.max()) < V
     seen = cells(state.x[:, :1], V)  # the first lands on what the model says of it under noise alone, in three steps
     assert int((seen > 0).sum()) == V
+
+
+# ---------------------------------------------------------------- which token is the surest
+
+
+@pytest.mark.parametrize(
+    ("rule", "first"),
+    [("confidence", 0), ("margin", 1), ("entropy", 2), ("left", 0)],
+)
+def test_what_sure_means_decides_which_token_is_shown_first(rule: str, first: int) -> None:
+    """Three places, the first of which has the largest probability, the second the largest margin, the third least entropy."""
+    law = torch.tensor([[0.55, 0.225, 0.225, 0, 0], [0.54, *[0.115] * 4], [0.53, 0.47, 0, 0, 0]], dtype=torch.float64)
+    process = Masked(5)
+
+    def network(x: Tensor, clock: Tensor) -> Tensor:
+        return law.clamp_min(1e-9).log().expand(len(x), 3, 5)
+
+    model = ebb.load(network, process=process, predicts="logits", like=torch.zeros(3, dtype=torch.int64))
+    plan = ebb.Plan(solve={"name": "confidence", "rule": rule}, grid={"name": "linear", "steps": 3})
+    x = next(iter(ebb.run(model, plan))).state.x[0]
+    assert (x != process.mask).nonzero()[:, 0].tolist() == [first]

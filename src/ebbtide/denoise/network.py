@@ -257,6 +257,8 @@ class Network(Denoiser):
     steps     of a discrete or scaled clock
     nulls     the value of a condition's leaf that stands for none, by name (a label's extra class)
     call      how the module is called; by default `module(x, clock, **cond)`
+
+    Raises EbbError where it predicts numbers of a process over tokens, or the other way round.
     """
 
     module: nn.Module | Callable[..., Any]
@@ -267,6 +269,12 @@ class Network(Denoiser):
     nulls: dict[str, int | float] = field(default_factory=dict)
     call: Callable[..., Any] = lambda module, x, clock, cond: module(x, clock, **cond)
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        tokens = "discrete" in self.process.gives
+        if tokens != (self.predicts == "logits") and "joint" not in self.process.gives:
+            mend = "predicts='logits'" if tokens else "one of x0, eps, v, flow and score"
+            raise EbbError(f"the process is over {'tokens' if tokens else 'numbers'}, so the network predicts {mend}.")
 
     @functools.cached_property
     def _home(self) -> dict[str, Any]:
