@@ -61,7 +61,7 @@ def caught(fault: Fault, copy: Path) -> str | None:
         *shlex.split(fault.tests),
     ]
     try:
-        ran = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, timeout=900, check=False)
+        ran = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, timeout=600, check=False)
     finally:
         file.write_text(whole, encoding="utf-8")
     if ran.returncode not in (0, 1):

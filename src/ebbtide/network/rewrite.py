@@ -46,14 +46,14 @@ class Rewrite(Part):
                 "the module itself together with its process."
             )
         with _lock:
-            made, state = _made.setdefault(network, {}), _state(network)
-            if self not in made or made[self][0] != state:
-                made[self] = (state, self(network))
-            return made[self][1], ()
+            made, state, key = _made.setdefault(network, {}), _state(network), repr(self)
+            if key not in made or made[key][0] != state:
+                made[key] = (state, self(network))
+            return made[key][1], ()
 
 
 _lock = threading.RLock()
-_made: WeakKeyDictionary[nn.Module, dict[Rewrite, tuple[Hashable, nn.Module]]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[nn.Module, dict[str, tuple[Hashable, nn.Module]]] = WeakKeyDictionary()
 
 
 def bound(network: Any, parts: Sequence[Patch | Rewrite]) -> tuple[Any, tuple[Bound, ...], tuple[str, ...]]:
