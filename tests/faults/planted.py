@@ -232,10 +232,10 @@ FAULTS = (
     ),
     Fault(
         "memory",
-        "joined states lose the memory that only one has",
+        "what one of two joined states does not remember is not empty",
         "core/state.py",
         "first = None if a is None else torch.cat([a, a.new_zeros((m, *a.shape[1:]))])",
-        "first = None if a is None else a.new_zeros((n + m, *a.shape[1:]))",
+        "first = None if a is None else torch.cat([a, a.new_ones((m, *a.shape[1:]))])",
         "tests/core",
     ),
     Fault(
