@@ -69,7 +69,9 @@ class Series:
         if not 0 < self.context <= self.length:
             raise EbbError(f"windows of {self.length} cannot have {self.context} of context.")
         if self.learnt < self.length or len(self.values) - self.learnt < self.length:
-            raise EbbError(f"series of {len(self.values)} are too short for windows of {self.length}: give longer ones.")
+            raise EbbError(
+                f"series of {len(self.values)} are too short for windows of {self.length}: give longer ones."
+            )
         if not self.digest:
             h = hashlib.sha256(repr((tuple(self.values.shape), self.length, self.context)).encode())
             h.update(self.values.contiguous().numpy().data)
