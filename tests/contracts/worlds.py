@@ -618,6 +618,10 @@ def _like(process: Any, form: str) -> tuple[Tree, tuple[int, ...]]:
         return {k: v[:, : units[0]] if units else v for k, v in each.items()}, units
     if "discrete" in process.gives:
         return torch.zeros(ELEMENTS, *tokens[0], dtype=torch.int64), tokens[1]
+    if "symmetric" in process.gives:
+        if form in ("tokens", "pixels"):
+            raise EbbError("a matrix that is its own transpose has one time for each pair.")
+        numbers = {"element": ((3, 3), ()), "frames": ((3, 2, 2), (3,))}[form]
     return torch.zeros(ELEMENTS, *numbers[0], dtype=torch.float64), numbers[1]
 
 

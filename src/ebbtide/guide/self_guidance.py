@@ -1,4 +1,4 @@
-"""Self-guidance: a model of whole windows forecasts, fills in or continues, by what its own prediction makes of the known part.
+"""Self-guidance: a model of whole windows forecasts or fills in, by what its own prediction makes of the known part.
 
     x0 <- x0 - scale (c^2 / a) dE/dx_t,   E = sum over what is known of l(y - x0)
     l(e) = e^2 / 2  ("mse")   or   max(q e, (q - 1) e)  ("quantile"),   q the level of the element
@@ -36,7 +36,7 @@ from ebbtide.guide.gradients import Pulling, through
 
 @part("guide", "self-guidance", paper="2307.11494", needs={"affine"}, off={"scale": 0.0})
 class SelfGuidance(Pulling):
-    """Self-guidance: a model of whole windows forecasts, fills in or continues, by what its own prediction makes of the known part.
+    """Self-guidance: a model of whole windows forecasts or fills in, by what its own prediction makes of the known part.
 
     scale  how hard it pulls
     loss   how a miss is weighed: "quantile" or "mse"

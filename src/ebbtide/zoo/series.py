@@ -116,10 +116,10 @@ def load_series(path: str | Path, length: int = 192, context: int = 168) -> Seri
     """
     path = Path(path)
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as file:
-            lines = [line.strip().split(",") for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        lines = [line.strip().split(",") for line in text.splitlines() if line.strip()]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise EbbError(f"{path} cannot be read as a table of series: {error}.") from error
     if not lines:
         raise EbbError(f"{path} is empty.")
