@@ -598,6 +598,8 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     if entry.slot == "start":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
         cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
+    for name in build(entry.slot, spec).reads:  # what a part reads of an element during the run
+        cond.setdefault(name, _ends(like))
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,
         name=f"{title(entry)}[{ident(spec)}] {kind} {form}",
@@ -616,6 +618,10 @@ def _like(process: Any, form: str) -> tuple[Tree, tuple[int, ...]]:
         return {k: v[:, : units[0]] if units else v for k, v in each.items()}, units
     if "discrete" in process.gives:
         return torch.zeros(ELEMENTS, *tokens[0], dtype=torch.int64), tokens[1]
+    if "symmetric" in process.gives:
+        if form in ("tokens", "pixels"):
+            raise EbbError("a matrix that is its own transpose has one time for each pair.")
+        numbers = {"element": ((3, 3), ()), "frames": ((3, 2, 2), (3,))}[form]
     return torch.zeros(ELEMENTS, *numbers[0], dtype=torch.float64), numbers[1]
 
 

@@ -26,7 +26,7 @@ class Show(Live):
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
         self.samples = "process" in self.about
         self.drawn = -math.inf
-        self.thing = "windows" if self.about["medium"] == "text" else "pictures"
+        self.thing = "windows" if self.about["medium"] in ("text", "series") else "pictures"
         if not quiet:
             self.console.print(f"{recipe.name}: {pictures} {self.thing}, {recipe.batch} at a time")
 

@@ -65,6 +65,10 @@ class Affine(Process):
         """The weight of the end y, or None for a process without one."""
         return None
 
+    def draw(self, like: Tensor, noise: Noise) -> Tensor:
+        """What eps is: standard normal numbers, unless the data ties some of them together."""
+        return noise.normal(like)
+
     # ---------------------------------------------------------------- derived
 
     @functools.cached_property
@@ -133,7 +137,7 @@ class Affine(Process):
         if self.ended:
             terms.append((w.y, self.end(cond)))
         if not nil(w.noise):
-            terms.append((w.noise, noise.normal(x)))
+            terms.append((w.noise, self.draw(x, noise)))
         moved: Tensor = combine(*terms)
         return moved
 
@@ -167,7 +171,7 @@ class Affine(Process):
 
     def _rest(self, like: Tensor, t: Tensor, noise: Noise, cond: dict[str, Tree]) -> list[tuple[Weight, Tensor]]:
         b = self.b(t)
-        return [*([] if b is None else [(b, self.end(cond))]), (self.c(t), noise.normal(like))]
+        return [*([] if b is None else [(b, self.end(cond))]), (self.c(t), self.draw(like, noise))]
 
     # ---------------------------------------------------------------- what networks predict
 

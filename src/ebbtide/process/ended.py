@@ -32,7 +32,7 @@ class Ended(Affine):
         """(a + b) y + c z, shaped like `like`. Raises EbbError when the condition holds no y."""
         b = self.b(t)
         assert b is not None
-        return combine((self.a(t) + b, self.end(cond)), (self.c(t), noise.normal(like)))
+        return combine((self.a(t) + b, self.end(cond)), (self.c(t), self.draw(like, noise)))
 
 
 class Carried(Ended):

@@ -91,9 +91,9 @@ class Joint(Process):
         return x
 
     def _each(self, cond: dict[str, Tree]) -> list[tuple[int, str, Process, dict[str, Tree]]]:
-        return [(j, name, p, self._own(cond, name)) for j, (name, p) in enumerate(self.parts.items())]
+        return [(j, name, p, self.own(cond, name)) for j, (name, p) in enumerate(self.parts.items())]
 
-    def _own(self, cond: dict[str, Tree], name: str) -> dict[str, Tree]:
+    def own(self, cond: dict[str, Tree], name: str) -> dict[str, Tree]:
         """The condition as one field sees it."""
         out = {}
         for key, leaf in cond.items():

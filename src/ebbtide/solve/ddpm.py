@@ -60,7 +60,7 @@ class DDPM(Solver):
             ask.noise,
         )
         if self.variance == "optimal" and not nil(w.noise):
-            x = x + self._std(process, w, pred, state.t, s) * ask.noise.normal(x)
+            x = x + self._std(process, w, pred, state.t, s) * process.draw(x, ask.noise)
         return Move(x), pred
 
     def _std(self, process: Affine, w: Weights, pred: Pred, t: Tensor, s: Tensor) -> Tensor:

@@ -92,5 +92,5 @@ class DPMpp2SSDE(Solver):
             middle = process.apply(w, state.x, [(of_x0, pred.mean)], state.cond, ask.noise)
             terms.append((slope, ask_where(ask, middle, spread(m, state.t), [slope])))
         if not nil(z2):
-            terms.append((z2, ask.noise.fold(1).normal(state.x)))
+            terms.append((z2, process.draw(state.x, ask.noise.fold(1))))
         return Move(process.apply(Weights(x, 0.0, y, z1, 0.0, 0.0), state.x, terms, state.cond, ask.noise)), pred

@@ -81,7 +81,7 @@ class EDMStochastic(Heun):
         if process.ended and not nil(up.y):
             terms.append((up.y, process.end(state.cond)))
         if not nil(up.noise):
-            terms.append((up.noise * self.s_noise, ask.noise.fold(1).normal(state.x)))
+            terms.append((up.noise * self.s_noise, process.draw(state.x, ask.noise.fold(1))))
         x, t = combine(*terms), spread(up.t, state.t)
 
         # `of` says that this is no longer the state's own point, whose prediction may be at hand

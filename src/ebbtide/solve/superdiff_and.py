@@ -61,7 +61,7 @@ class SuperDiffAnd(Solver):
         moved = process.apply(w, x, [(w.x0, first.mean)], state.cond, ask.noise)
         if not rest:
             return Move(moved), first
-        noise = torch.zeros_like(x) if nil(w.noise) else combine((w.noise, ask.noise.normal(x)))
+        noise = torch.zeros_like(x) if nil(w.noise) else combine((w.noise, process.draw(x, ask.noise)))
         kappa = self._weights(w, t, first.mean, [p.mean for p in rest], noise)
         pulls = [combine((1.0, p.mean), (-1.0, first.mean)) for p in rest]
         lean: Any = combine(*((kappa[:, i], d) for i, d in enumerate(pulls)))

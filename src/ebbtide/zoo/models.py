@@ -25,6 +25,7 @@ _KINDS = {
     "ModernBertForMaskedLM": "transformers",
     "LlamaForCausalLM": "transformers",
     "ebbtide.zoo.emoji.Painter": "ebbtide.zoo.emoji",
+    "ebbtide.zoo.series.SeriesTransformer": "ebbtide.zoo.series",
     "ebbtide.zoo.video.VideoTransformer": "ebbtide.zoo.video",
 }
 
@@ -45,6 +46,10 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         from ebbtide.zoo.video import video_model
 
         return video_model(module, process, about, name, digest)
+    if about["medium"] == "series":
+        from ebbtide.zoo.series import series_model
+
+        return series_model(module, process, about, name, digest)
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
