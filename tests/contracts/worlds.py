@@ -598,6 +598,8 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     if entry.slot == "start":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
         cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
+    for name in build(entry.slot, spec).reads:  # what a part reads of an element during the run
+        cond.setdefault(name, _ends(like))
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,
         name=f"{title(entry)}[{ident(spec)}] {kind} {form}",

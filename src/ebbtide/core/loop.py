@@ -132,6 +132,12 @@ class Loop:
     def layer_names(self) -> tuple[str, ...]:
         return (*(f"guide/{j}" for j in range(len(self.layers) - 1)), "network")
 
+    @functools.cached_property
+    def reads(self) -> frozenset[str]:
+        """Leaves of the condition that parts read during the run, and that no network is told of."""
+        parts = (self.grid, *self.layers, self.solve, *self.correct, *(() if self.steer is None else (self.steer,)))
+        return frozenset().union(*(p.reads for p in parts))
+
     def ask(self, state: State, part: str = "steer", given: Pred | None = None) -> Ask:
         """The denoiser of `state`; `part` names who asks, so that its draws are its own."""
         return Ask(self, state, SALT[part], given)

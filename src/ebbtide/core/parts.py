@@ -29,8 +29,10 @@ Inner = Callable[[Sequence[Query]], list[Pred]]
 
 
 class Part:
-    """What every part has. `gives` may be a property where it depends on parameters.
+    """What every part has. `gives` and `reads` may be properties where they depend on parameters.
 
+    reads     leaves of the condition that the part reads during the run: they stay in the state, a start that takes them
+              out leaves them, and no network is told of them
     examples  parameters that the contract tests also try; the first stands in for defaults that a part lacks
     """
 
@@ -40,9 +42,11 @@ class Part:
 
         @property
         def gives(self) -> frozenset[str]: ...
+        @property
+        def reads(self) -> frozenset[str]: ...
 
     else:
-        gives = frozenset()
+        gives = reads = frozenset()
 
     @property
     def called(self) -> str:

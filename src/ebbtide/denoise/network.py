@@ -83,10 +83,10 @@ class Border(Layer):
         if len(queries) == 1 and not self.patches and queries[0].of is None:
             (q,) = queries  # the common case, with nothing to sort or join
             ask.calls += n
-            return [self._answer(q.x, q.t, self._condition(q, state.cond))], memory
+            return [self._answer(q.x, q.t, self._condition(q, state.cond, ask.loop.reads))], memory
         ask.calls += sum(len(q.t) for q in queries)
         pieces = self._pieces(queries, state, memory)
-        conds = [self._condition(p.query, state.cond) for p in pieces]
+        conds = [self._condition(p.query, state.cond, ask.loop.reads) for p in pieces]
         groups: dict[Any, list[int]] = {}
         for k, (piece, cond) in enumerate(zip(pieces, conds, strict=True)):
             groups.setdefault((piece.modes, *_signature(piece.query.x), *_signature(cond)), []).append(k)
@@ -126,10 +126,14 @@ class Border(Layer):
                 out.append(Piece(k, index, q if index is None else q.rows(index), tuple(kind.tolist())))
         return out
 
-    def _condition(self, query: Query, cond: dict[str, Tree]) -> dict[str, Tree]:
-        """The condition that each row of a query is asked under: its owner's, none, or one of its own."""
+    def _condition(self, query: Query, cond: dict[str, Tree], hidden: frozenset[str]) -> dict[str, Tree]:
+        """The condition that each row of a query is asked under: its owner's, none, or one of its own.
+
+        Of the owner's, what parts read (`hidden`) is left out.
+        """
         own = query.of
         if query.cond is OWN or query.cond is NULL:
+            cond = {k: v for k, v in cond.items() if k not in hidden} if hidden else cond
             cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
             return cond if own is None else tree_map(lambda v: v[own.to(v.device)], cond)
         return query.cond

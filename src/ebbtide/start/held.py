@@ -1,6 +1,7 @@
 """What a start may be given with an element, and how it is told where on the grid to begin.
 
-A start takes its leaf out of the condition: it is spent, and the network, which would not know it, never sees it.
+A start takes its leaf out of the condition: it is spent, and the network, which would not know it, never sees it. It stays
+where another part of the plan reads it during the run (`Part.reads`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ebbtide.core.tree import Tree, leaves, tree_map
 
 
 def held(name: str, like: Tree, ask: Ask, what: str) -> tuple[Tree, State]:
-    """The leaf `name` of the condition in the form of `like`, and the first state without it.
+    """The leaf `name` of the condition in the form of `like`, and the first state without it, unless it is read on.
 
     Raises EbbError where the leaf is missing, or differs from x in fields, shape or kind of number.
     """
@@ -33,7 +34,7 @@ def held(name: str, like: Tree, ask: Ask, what: str) -> tuple[Tree, State]:
     for key, v in wanted.items():
         if mine[key].is_floating_point() != v.is_floating_point():
             raise EbbError(f"cond[{name!r}] is of {mine[key].dtype} where the samples are of {v.dtype}: convert it.")
-    return tree_map(lambda v, x: v.to(x), leaf, like), drop(state, name)
+    return tree_map(lambda v, x: v.to(x), leaf, like), state if name in ask.loop.reads else drop(state, name)
 
 
 def drop(state: State, *names: str) -> State:
