@@ -97,7 +97,10 @@ def test_the_network_is_not_told_of_the_source() -> None:
 
 def test_elements_of_a_stream_have_negatives_of_their_own() -> None:
     """One that joins later asks for its own, and gives what it gives alone."""
-    one, plan = model(), ebb.Plan(grid={"name": "linear", "steps": STEPS}, guide=[{"name": "residual-guidance", "negative": "once"}])
+    one, plan = (
+        model(),
+        ebb.Plan(grid={"name": "linear", "steps": STEPS}, guide=[{"name": "residual-guidance", "negative": "once"}]),
+    )
     loop, pool = begin(one, plan, [0], 1, seed=3)
     for _ in range(2):
         pool = loop.step(pool).state

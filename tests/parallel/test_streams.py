@@ -62,7 +62,7 @@ def frames(n: int = FRAMES) -> Tensor:
 def test_every_frame_is_what_sampling_it_alone_gives(slots: dict[str, Any]) -> None:
     one, plan, x = model(), PLAN.replace(**slots), frames()
     out = list(Stream(one, plan, cond=1, seed=5)(x))
-    assert [s.index for s in out] == [s.source for s in out] == list(range(FRAMES))
+    assert [s.frame for s in out] == [s.source for s in out] == list(range(FRAMES))
     for k, shown in enumerate(out):
         alone = ebb.sample(one, plan, cond={"label": [1], "source": x[k : k + 1]}, n=1, seed=5 + k)
         assert torch.equal(shown.x, alone.x[0])
@@ -73,7 +73,7 @@ def test_a_frame_costs_one_call_and_waits_for_its_own_steps_only() -> None:
     stream = Stream(one, PLAN, cond=0)
     ticks = []
     for shown in stream(frames()):
-        ticks.append(shown.tick - shown.index)
+        ticks.append(shown.tick - shown.frame)
     assert ticks == [STEPS - 1] * FRAMES
     assert one.denoiser.count == stream.ticks == FRAMES + STEPS - 1
     assert stream.calls == FRAMES * STEPS
@@ -99,7 +99,7 @@ def test_frames_come_out_before_the_next_comes_in() -> None:
             yield x
 
     first = next(iter(Stream(model(), PLAN, cond=0)(live())))
-    assert first.index == 0
+    assert first.frame == 0
     assert asked == list(range(STEPS))
 
 
@@ -115,11 +115,11 @@ def test_a_scene_that_stands_still_is_sampled_once_in_eleven() -> None:
     one = model()
     stream = Stream(one, PLAN, cond=0, similar=Similar(0.98, most=10))
     out = list(stream(frames(1).expand(110, 2)))
-    assert [s.index for s in out] == list(range(110))
+    assert [s.frame for s in out] == list(range(110))
     assert stream.skipped == 100
     assert {s.source for s in out} == set(range(0, 110, 11))
     assert stream.calls == 10 * STEPS
-    assert max(s.tick - s.index for s in out) == STEPS - 1
+    assert max(s.tick - s.frame for s in out) == STEPS - 1
     for s in out:
         assert torch.equal(s.x, out[s.source].x)
 

@@ -43,13 +43,13 @@ _SALT = 7001
 class Shown(NamedTuple):
     """What a frame shows.
 
-    index   of the frame, counted from 0
+    frame   its number, counted from 0
     x       its sample
     source  the frame that was sampled: itself, or the one that it is like
     tick    when it came out: frame k came in at tick k
     """
 
-    index: int
+    frame: int
     x: Tree
     source: int
     tick: int
