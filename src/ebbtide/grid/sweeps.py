@@ -8,7 +8,8 @@ level-first order a block sees earlier ones one level ahead of it, never clean, 
 and (level j, block b) waits for (j, b - 1) and (j - 1, b) alone, so sweeps can be pipelined (`parallel.sweeps`).
 
 Shapes   blocks lie along the last unit axis, (B, F); elements with one time are one block. Memory: points (B, 1, n + 1)
-Paper    Zou et al. 2026, "HiAR: Efficient autoregressive long video generation via hierarchical denoising", sections 3.1, 3.2
+Paper    Zou et al. 2026, "HiAR: Efficient autoregressive long video generation via hierarchical denoising"
+         (arXiv 2603.08703)
 Off      block = None moves all units together: `linear`, bit for bit.
 Differs  the order is one of times alone: what a block sees of later ones is the network's business (causal attention), and no
          keys and values are kept, so each move computes the whole clip.
@@ -28,7 +29,7 @@ from ebbtide.core.tree import Memory
 from ebbtide.grid.fixed import Linear
 
 
-@part("grid", "sweeps", off={"block": None}, baseline="linear")
+@part("grid", "sweeps", paper="2603.08703", off={"block": None}, baseline="linear")
 class Sweeps(Linear):
     """Sweeps: blocks of frames move one after another, level by level (or each block to its end before the next).
 

@@ -8,7 +8,8 @@ when its own level is swept: blocks that have passed are one level on, blocks to
 of the sequential run, to the last bit.
 
 Shapes   units (B, F); what a worker hands on is the units of a block: x, time, step, key and the solver's memory
-Paper    Zou et al. 2026, "HiAR: Efficient autoregressive long video generation via hierarchical denoising", section 3.3
+Paper    Zou et al. 2026, "HiAR: Efficient autoregressive long video generation via hierarchical denoising"
+         (arXiv 2603.08703)
 Off      batched = False makes the moves of a tick one after another, as workers of their own would; else they are one call
 Differs  memory of guides and patches stays with a worker, where a run hands it from level to level: parts that remember are
          refused. Workers are states, in one process; `State.flat` is what goes between several.
