@@ -41,7 +41,9 @@ def tokens(network: nn.Module, who: str) -> Tokens:
             raise EbbError(f"{who!r} runs some tokens of a plain stack of blocks; {net.name} has {why}.")
         for site in (s for s in block.attention if s.kind == "self"):
             if len(site.pairs) < 2:
-                raise EbbError(f"{who!r} finds no layers of keys and values in {site.path} of {net.name}; leave it out.")
+                raise EbbError(
+                    f"{who!r} finds no layers of keys and values in {site.path} of {net.name}; leave it out."
+                )
             pairs |= site.pairs
     inner = tuple(s for block in net.blocks for s in (block, *block.sites))
     return Tokens(net.first[-1].module, pairs, net.last[-1].module, inner)

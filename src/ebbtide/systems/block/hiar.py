@@ -71,7 +71,9 @@ def card(bench: Bench) -> Card:
         gap = float((torch.cat([s.x for s in out], 1) - whole.x).abs().max())
         one, other = (m.denoiser.calls for m in counted)
         if name == "hiar":
-            bench.check("ticks of the pipeline, of the moves of a run", out[-1].tick / one, at_most=0.5, published="1/1.8")
+            bench.check(
+                "ticks of the pipeline, of the moves of a run", out[-1].tick / one, at_most=0.5, published="1/1.8"
+            )
             bench.check("gap of frames to the run's, workers apart", gap, at_most=0.0, published="0")
         else:
             bench.check("network calls with workers in one batch, of the run's", other / one, at_most=0.5)
