@@ -232,7 +232,7 @@ def sample(
             if count % _LOOK_EVERY == 0 and not bool(finite_rows(state.x).any()):
                 break
         journal.close(_failures(model, plan, conds, places, seeds, finite_rows(state.x), device, dtype, group))
-    _require_effect(plan, journal.notes)
+    require_effect(plan, journal.notes)
     return Samples(
         x=tree_map(lambda *v: torch.cat(v), *journal.batches),
         model=model,
@@ -280,7 +280,7 @@ def _failures(
     return out
 
 
-def _require_effect(plan: Plan, notes: Counter[str]) -> None:
+def require_effect(plan: Plan, notes: Counter[str]) -> None:
     """A technique that is switched on but did nothing is an error, never a silent no-op."""
     for slot in ("guide", "network", "correct"):
         for p in plan.parts(slot):

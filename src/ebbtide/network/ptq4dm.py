@@ -43,7 +43,7 @@ MOST = 1 << 16  # numbers of a layer's input that a range is found on
 OUTER = 8
 
 
-@part("network", "ptq4dm", paper="2211.15736", needs={"module"}, off={"enabled": False})
+@part("network", "ptq4dm", paper="2211.15736", needs={"module"}, refuses={"gradients"}, off={"enabled": False})
 class PTQ4DM(Rewrite):
     """PTQ4DM: every layer on whole numbers, with ranges found on states of the model's own runs, most of them near the data.
 

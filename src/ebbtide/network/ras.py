@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -28,26 +28,11 @@ from torch import Tensor, nn
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.registry import part
-from ebbtide.network.anatomy import Site, anatomy
 from ebbtide.network.patch import Patch, Rows, rewired
+from ebbtide.network.tokens import Tokens, some, tokens, wide
 
 WHOLE, SHORT = 0, 1
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Tokens(NamedTuple):
-    """Where tokens enter, where they attend and where they leave.
-
-    enter  gives the tokens that the blocks take
-    pairs  the layers that make keys and values in self-attention, by name
-    leave  gives what the network says of each token
-    inner  what runs on the tokens that entered
-    """
-
-    enter: nn.Module
-    pairs: dict[str, nn.Module]
-    leave: nn.Module
-    inner: tuple[Site, ...]
 
 
 @part("network", "ras", paper="2502.10389", needs={"module"}, refuses={"gradients"}, off={"ratio": 1.0})
@@ -66,23 +51,10 @@ class RAS(Patch):
     starvation: Annotated[float, Field(ge=0)] = 1.0
 
     def look(self, network: nn.Module) -> Tokens:
-        net = anatomy(network).need("attention", "first", "last")
-        pairs: dict[str, nn.Module] = {}
-        for block in net.blocks:
-            if block.kind != "block" or block.turned:
-                why = f"blocks of kind {block.kind}" if not block.turned else f"blocks that take {block.turned!r}"
-                raise EbbError(f"'ras' runs some tokens of a plain stack of blocks; {net.name} has {why}.")
-            for site in (s for s in block.attention if s.kind == "self"):
-                if len(site.pairs) < 2:
-                    raise EbbError(
-                        f"'ras' finds no layers of keys and values in {site.path} of {net.name}; leave it out."
-                    )
-                pairs |= site.pairs
-        inner = tuple(s for block in net.blocks for s in (block, *block.sites))
-        return Tokens(net.first[-1].module, pairs, net.last[-1].module, inner)
+        return tokens(network, "ras")
 
     def claims(self, seen: Tokens) -> Iterable[nn.Module]:
-        return (seen.enter, seen.leave, *seen.pairs.values(), *(s.module for s in seen.inner))
+        return seen.all
 
     def mode(self, seen: Tokens, rows: Rows) -> Tensor:
         stored = rows.load("stored")
@@ -140,16 +112,6 @@ def storing(rows: Rows, name: str, own: Callable[..., Any], fresh: bool = False)
     return forward
 
 
-def some(own: Callable[..., Any], chosen: Tensor) -> Callable[..., Any]:
-    """A layer of whose tokens only the chosen ones go on."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        out: Tensor = own(*args, **kwargs)
-        return out.gather(1, wide(chosen, out))
-
-    return forward
-
-
 def filling(rows: Rows, name: str, own: Callable[..., Any], chosen: Tensor) -> Callable[..., Any]:
     """A layer that answers for the chosen tokens, beside what is kept of the others."""
 
@@ -162,8 +124,3 @@ def filling(rows: Rows, name: str, own: Callable[..., Any], chosen: Tensor) -> C
         return full
 
     return forward
-
-
-def wide(chosen: Tensor, tokens: Tensor) -> Tensor:
-    """Places (R, K) for every number of a token, (R, K, D)."""
-    return chosen.to(tokens.device)[..., None].expand(-1, -1, tokens.shape[-1])
