@@ -32,10 +32,12 @@ class Part:
     """What every part has. `gives` may be a property where it depends on parameters.
 
     examples  parameters that the contract tests also try; the first stands in for defaults that a part lacks
+    reads     leaves of the condition that are the part's own business: no network is told of them
     """
 
     entry: ClassVar[Entry]
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    reads: ClassVar[frozenset[str]] = frozenset()
     if TYPE_CHECKING:
 
         @property

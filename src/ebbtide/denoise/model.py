@@ -133,7 +133,8 @@ class Model:
     def loop(self, plan: Plan, cond: Mapping[str, Any] | None = None) -> Loop:
         """The plan bound to this model. Raises EbbError where they do not fit, before anything runs."""
         process = self.process if plan.process is None else plan.parts("process")[0]
-        border = Border.of(self.denoiser, process, plan.parts("network"))
+        hidden = frozenset[str]().union(*(p.reads for slot in registry.SLOTS for p in plan.parts(slot)))
+        border = Border.of(self.denoiser, process, plan.parts("network"), hidden)
         loop = plan.bind(border, process, self.gives(cond or {}))
         return replace(loop, pixels=self.pixels, text=self.text)
 

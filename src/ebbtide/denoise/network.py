@@ -38,12 +38,14 @@ class Border(Layer):
     process   the process sampled in (the denoiser's own, or another Gaussian one)
     patches   what is changed inside the network during a call
     rewrites  the names of those that changed it as a whole, before; see `of`
+    hidden    leaves of the condition that the parts of the plan read themselves; the denoiser never sees them
     """
 
     denoiser: Denoiser
     process: Process
     patches: tuple[Bound, ...] = ()
     rewrites: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
     _memo: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,14 +57,20 @@ class Border(Layer):
                 )
 
     @classmethod
-    def of(cls, denoiser: Denoiser, process: Process, parts: Sequence[Patch | Rewrite]) -> Border:
+    def of(
+        cls,
+        denoiser: Denoiser,
+        process: Process,
+        parts: Sequence[Patch | Rewrite],
+        hidden: frozenset[str] = frozenset(),
+    ) -> Border:
         """The border with the parts of the slot `network`: rewrites are done now, once, patches in every call.
 
         Raises EbbError for a rewrite that this denoiser does not admit.
         """
         own = getattr(denoiser, "module", None)
         module, patches, rewrites = bound(own, parts)
-        return cls(denoiser if module is own else denoiser.over(module), process, patches, rewrites)
+        return cls(denoiser if module is own else denoiser.over(module), process, patches, rewrites, hidden)
 
     @functools.cached_property
     def converts(self) -> bool:
@@ -129,10 +137,13 @@ class Border(Layer):
     def _condition(self, query: Query, cond: dict[str, Tree]) -> dict[str, Tree]:
         """The condition that each row of a query is asked under: its owner's, none, or one of its own."""
         own = query.of
+        if self.hidden:
+            cond = {k: v for k, v in cond.items() if k not in self.hidden}
         if query.cond is OWN or query.cond is NULL:
             cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
             return cond if own is None else tree_map(lambda v: v[own.to(v.device)], cond)
-        return query.cond
+        asked: dict[str, Tree] = query.cond
+        return {k: v for k, v in asked.items() if k not in self.hidden} if self.hidden else asked
 
     def _null(self, cond: dict[str, Tree]) -> dict[str, Tree]:
         """The condition's leaf "null" where it is given, else the model's own null, leaf by leaf."""

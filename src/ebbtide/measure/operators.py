@@ -28,11 +28,13 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
+from ebbtide.core.state import State
 from ebbtide.core.time import right
 from ebbtide.core.tree import Tree
 from ebbtide.measure.functions import Functions, Spec, line, told
 
 MEASURED, MASK = "measured", "mask"
+READ = frozenset({MEASURED, MASK})
 """The leaves of the condition that restoration reads: measurements, and what a mask hides."""
 
 OPERATORS = Functions("operator", asked=(MASK, "cond"))
@@ -306,6 +308,7 @@ def _masks(op: Operator, like: Tensor) -> None:
         raise EbbError("the mask hides everything, so there is nothing to go by: leave some of it 0 (black).")
 
 
-def on(part: Any, state: Any) -> Operator:
-    """The operator of a part at a state; where the run begins it is tried first."""
-    return trial(part.operator, state.x, state.cond) if not bool(state.i.any()) else find(part.operator, state.cond)
+def tried(spec: Spec, state: State) -> None:
+    """`trial` where a run begins, and nothing later, as after jumps."""
+    if not bool(state.i.any()):
+        trial(spec, state.x, state.cond)
