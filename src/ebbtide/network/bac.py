@@ -43,7 +43,7 @@ class Units(NamedTuple):
     due: tuple[frozenset[str], ...]
 
 
-@part("network", "bac", paper="2506.13456", needs={"module"}, off={"enabled": False})
+@part("network", "bac", paper="2506.13456", needs={"module"}, refuses={"gradients"}, off={"enabled": False})
 class BAC(Patch):
     """BAC: every attention and feed-forward of a transformer recomputed at the few steps that suit it best."""
 

@@ -60,7 +60,7 @@ class Cut(NamedTuple):
         return given
 
 
-@part("network", "deepcache", paper="2312.00858", needs={"module"}, off={"interval": 1})
+@part("network", "deepcache", paper="2312.00858", needs={"module"}, refuses={"gradients"}, off={"interval": 1})
 class DeepCache(Patch):
     """DeepCache: the deep half of a U-Net at every few steps only, between them what it gave last."""
 

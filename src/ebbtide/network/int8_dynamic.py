@@ -28,7 +28,7 @@ from ebbtide.network.rewrite import Rewrite, copied
 TOP = 127
 
 
-@part("network", "int8-dynamic", paper="2208.07339", needs={"module"}, off={"enabled": False})
+@part("network", "int8-dynamic", paper="2208.07339", needs={"module"}, refuses={"gradients"}, off={"enabled": False})
 class Int8Dynamic(Rewrite):
     """Eight bits: linear layers of attention and feed-forward blocks on 8-bit integers, scaled anew for each row."""
 

@@ -50,7 +50,7 @@ class Tokens(NamedTuple):
     inner: tuple[Site, ...]
 
 
-@part("network", "ras", paper="2502.10389", needs={"module"}, off={"ratio": 1.0})
+@part("network", "ras", paper="2502.10389", needs={"module"}, refuses={"gradients"}, off={"ratio": 1.0})
 class RAS(Patch):
     """RAS: at most steps a transformer runs on the tokens that matter now, the others keep what they gave last.
 

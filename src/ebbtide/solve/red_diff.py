@@ -98,7 +98,7 @@ class RedDiff(Solver):
         square = combine((self.beta2, memory.get("square", zero)), (1 - self.beta2, g * g))
         held = [weight(_left(beta, count)) for beta in (self.beta1, self.beta2)]
         way = slope / (combine((1.0 / held[1], square)).sqrt() + _EPS)
-        x = combine((1.0, mu), (-self.rate / held[0], way))
+        x = combine((1.0, mu), (-self.rate * (1.0 / held[0]), way))  # what torch makes of a number over a tensor
         return Move(x, {"count": count, "slope": slope, "square": square})
 
 
