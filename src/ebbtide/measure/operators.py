@@ -6,6 +6,9 @@ An operator is a function of samples x (B, ...) in data space that gives measure
 `mask`, the leaf of that name in the condition, 1 where a sample is hidden, or for `cond`, all of it; its other arguments are
 parameters. Every spec may say `noise`, the standard deviation of the measurement.
 
+A measurement may hold more than A keeps: what lies behind a mask, the equal colours of a grey picture. An attribute `read` of a
+function says what of it counts, a function of y and the same arguments.
+
 What methods need of A is one thing, J(x)^T r, which is A^T r for a linear one. Automatic differentiation gives it; a function
 whose arithmetic lies outside of torch says it by itself, in an attribute `adjoint`: a function of r and the same arguments.
 `trial` holds it to <A x, r> = <x, A^T r> before a run begins.
@@ -16,10 +19,11 @@ Source   the linear operators of Kawar et al. 2022, "Denoising diffusion restora
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +34,7 @@ from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise, keys
 from ebbtide.core.state import State
 from ebbtide.core.time import right
-from ebbtide.core.tree import Tree
+from ebbtide.core.tree import Tree, tree_map
 from ebbtide.measure.functions import Functions, Spec, line, told
 
 MEASURED, MASK = "measured", "mask"
@@ -49,6 +53,9 @@ _LEAST = 1e-3
 def masked(x: Tensor, mask: Tensor) -> Tensor:
     """What is left of a sample outside of the mask, zeros inside: inpainting."""
     return x * (1 - mask.to(x))
+
+
+masked.read = masked  # type: ignore[attr-defined]
 
 
 @operator("downsample")
@@ -94,6 +101,13 @@ def grayscale(x: Tensor) -> Tensor:
     return (x * x.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def _gray(y: Tensor) -> Tensor:
+    return grayscale(y) if y.ndim == 4 and y.shape[1] == 3 else y
+
+
+grayscale.read = _gray  # type: ignore[attr-defined]
+
+
 @operator("clip")
 def clip(x: Tensor, low: float = -0.5, high: float = 0.5) -> Tensor:
     """All numbers held to a range, as by a sensor that saturates; it is not linear."""
@@ -132,6 +146,7 @@ class Operator:
 
     f       A, its parameters given
     back    its own A^T, or None where automatic differentiation says it
+    reads   what of a measurement counts, or None where all of it does
     cond    the conditions of the samples, of which the mask is one
     noise   the standard deviation of the measurements
     """
@@ -139,6 +154,7 @@ class Operator:
     name: str
     f: Callable[..., Any]
     back: Callable[..., Any] | None
+    reads: Callable[..., Any] | None
     cond: Mapping[str, Tree]
     noise: float = 0.0
 
@@ -158,6 +174,23 @@ class Operator:
         out: Tensor = self.f(x, **self._asked(self.f))
         return out
 
+    @property
+    def measured(self) -> Tensor:
+        """y, the measurements of the samples. Raises EbbError where their conditions hold none."""
+        y = self.cond.get(MEASURED)
+        if not isinstance(y, Tensor):
+            raise EbbError(
+                "restoration needs what was measured: give cond={'measured': tensor}, as the operator gives it."
+            )
+        if self.reads is None:
+            return y
+        read: Tensor = self.reads(y, **self._asked(self.reads))
+        return read
+
+    def rows(self, index: Tensor) -> Operator:
+        """The operator on some of its samples."""
+        return replace(self, cond={k: tree_map(lambda v: v[index.to(v.device)], v) for k, v in self.cond.items()})
+
     def pull(self, x: Tensor, r: Tensor) -> Tensor:
         """J(x)^T r, shaped like x: A^T r where A is linear. Raises EbbError where there is no way to know it."""
         if self.back is not None:
@@ -174,17 +207,18 @@ class Operator:
             (found,) = torch.autograd.grad(out, here, r, allow_unused=True)
         return torch.zeros_like(x) if found is None else found
 
-    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         """A(x) - y, by rows (B, M)."""
-        return (self(x) - y).flatten(1)
+        return (self(x) - self.measured).flatten(1)
 
-    def misfit(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def misfit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """|A(x) - y|^2 / 2 of each element, (B,) float64, and its gradient in x."""
-        r = self(x) - y
+        r = self(x) - self.measured
         return r.double().square().flatten(1).sum(1) / 2, self.pull(x, r)
 
-    def rough(self, y: Tensor, like: Tensor) -> Tensor:
+    def rough(self, like: Tensor) -> Tensor:
         """A first guess of x, shaped like `like`: A^T y at the length that fits y best, A^+ y for masks and boxes."""
+        y = self.measured
         x = self.pull(torch.zeros_like(like), y)
         there = self(x)
         fit = (there * y).double().flatten(1).sum(1)
@@ -203,14 +237,17 @@ def find(spec: Spec, cond: Mapping[str, Tree]) -> Operator:
     bare, noise = _split(spec)
     f = OPERATORS.find(bare)
     name = told(bare)[0]
-    back = getattr(getattr(f, "func", f), "adjoint", None)
-    if back is not None:
-        own = inspect.signature(back).parameters
-        given = {k: v for k, v in getattr(f, "keywords", {}).items() if k in own}
-        plain = back
-        back = lambda r, **asked: plain(r, **given, **asked)  # noqa: E731
-        back.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
-    return Operator(str(name), f, back, cond, noise)
+    own = {k: _bound(f, k) for k in ("adjoint", "read")}
+    return Operator(str(name), f, own["adjoint"], own["read"], cond, noise)
+
+
+def _bound(f: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    """What a function carries under a name, given those of its parameters that it takes too."""
+    plain = getattr(getattr(f, "func", f), name, None)
+    if plain is None:
+        return None
+    known = inspect.signature(plain).parameters
+    return functools.partial(plain, **{k: v for k, v in getattr(f, "keywords", {}).items() if k in known})
 
 
 def noise_of(spec: Spec) -> float:
@@ -231,26 +268,18 @@ def _split(spec: Spec) -> tuple[Spec, float]:
 # -------------------------------------------------------------------- before a run
 
 
-def measured(cond: Mapping[str, Tree]) -> Tensor:
-    """The measurements among the conditions. Raises EbbError where there are none."""
-    y = cond.get(MEASURED)
-    if not isinstance(y, Tensor):
-        raise EbbError("restoration needs what was measured: give cond={'measured': tensor}, as the operator gives it.")
-    return y
-
-
 def trial(spec: Spec, like: Tree, cond: Mapping[str, Tree]) -> Operator:
     """The operator on samples shaped like `like` (B, ...), tried once before any work.
 
     Raises EbbError, in one sentence, where it does not go with the samples, the measurements or the mask, hides all or
     nothing, fails, or has an adjoint that is none.
     """
-    y = measured(cond)
     if not isinstance(like, Tensor) or not like.is_floating_point():
         raise EbbError("restoration works on one tensor of numbers an element, not on tokens or on several fields.")
     op = find(spec, cond)
     if MASK in inspect.signature(op.f).parameters:
         _masks(op, like)
+    y = op.measured
     draw = Noise(keys(range(len(like))), torch.zeros(len(like), dtype=torch.int64), 0)
     x = draw.normal(like)
     try:

@@ -1,11 +1,11 @@
 """RED-diff: one estimate is optimised to fit a measurement, while a denoiser at every noise level pulls it to the data.
 
-    x0 = mu + spread z,   x_t = a x0 + c eps,   g = fit A^T (A(x0) - y) + pull k(t) (x0 - E[x0 | x_t])
+    x0 = mu + spread z,   x_t = a x0 + c eps,   g = fit (D / M) A^T (A(x0) - y) + pull k(t) (x0 - E[x0 | x_t])
     mu <- mu - rate Adam(g),   from mu = A^+ y;   k = 1  linear,  (a / c)^1/2  sqrt,  min(1, a / c)  clip,  a / c  constant
 
 x of the state is mu, an estimate of the data from the first step on, and t only says at which noise it is looked at: high
 levels first, so coarse before fine. The pull is the difference of scores in the bound on KL(N(mu, spread^2) || posterior),
-so no gradient goes through the network; A may be any operator that has a slope.
+so no gradient goes through the network; A may be any operator that has a slope. D and M count the numbers of x and y.
 
 Shapes   cond["measured"], and what the operator asks for, in rows like x; x (B, ...), any units. Memory: Adam's two means
          and its count (0: not begun, mu is made from the measurement). One call a step.
@@ -13,7 +13,7 @@ Paper    Mardani, Song, Kautz, Vahdat 2023, "A variational perspective on solvin
          (arXiv 2305.04391), algorithm 1 and eq. 9
 Off      the baseline is `euler`: without a measurement there is nothing to fit.
 Differs  w_t (eps_hat - eps) is written in data space, where it is pull k (x0 - E[x0 | x_t]) and finite at t = 1 too; k is
-         their weight over c / a, so "linear", the inverse root of the SNR, is 1. Sums in place of means over numbers.
+         their weight over c / a, so "linear", the inverse root of the SNR, is 1. Its loss is a mean over numbers, this one D times that.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class RedDiff(Solver):
     begin       from the measurement, or from where the run starts
     """
 
+    examples = ({"operator": {"name": "clip", "low": -1.0, "high": 1.0}},)
     operator: str | dict[str, Any] = "mask"
     fit: Amount = 1.0
     pull: Amount = 0.25
@@ -72,16 +73,17 @@ class RedDiff(Solver):
         return {}
 
     def step(self, state: State, memory: Memory, s: Tensor, ask: Ask, process: Affine) -> tuple[Move, Pred]:
-        y, operator = operators.measured(state.cond), operators.find(self.operator, state.cond)
+        operator = operators.find(self.operator, state.cond)
         count = memory.get("count", torch.zeros_like(state.i))
         mu = state.x
         if self.begin == "measurement" and not bool(count.all()):
-            mu = where(count == 0, operator.rough(y, mu), mu)
-        a, c, k = process.once(self, lambda t: self._weights(process, t), state.t)
+            mu = where(count == 0, operator.rough(mu), mu)
+        a, c, k = process.once(("red-diff", self.weighting), lambda t: self._weights(process, t), state.t)
         x0 = mu if self.spread == 0 else combine((1.0, mu), (self.spread, ask.noise.fold(1).normal(mu)))
         pred = ask(combine((a, x0), (c, ask.noise.normal(mu))), state.t, role="stage")
-        _, slope = operator.misfit(x0, y)
-        g = combine((self.fit, slope), (self.pull * k, x0), (-self.pull * k, pred.mean))
+        _, slope = operator.misfit(x0)
+        fit = self.fit * x0[0].numel() / operator.measured[0].numel()
+        g = combine((fit, slope), (self.pull * k, x0), (-self.pull * k, pred.mean))
         return self._adam(mu, g, memory, count + 1), pred
 
     def _weights(self, process: Affine, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
