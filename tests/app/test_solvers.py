@@ -20,7 +20,7 @@ from rich.console import Console
 
 from conftest import interrupt
 from ebbtide import zoo
-from ebbtide.app import comparing, screen
+from ebbtide.app import screen, surveying
 from ebbtide.core.parts import Denoiser
 from ebbtide.core.plan import Plan
 from ebbtide.denoise.model import Model, process
@@ -181,8 +181,8 @@ def test_the_work_is_known_from_the_first_call_on(
     toy: Any, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     seen: list[tuple[float, float]] = []
-    monkeypatch.setattr(comparing.Show, "due", lambda self: True)
-    monkeypatch.setattr(comparing.Show, "tell", lambda self, done, total, **_: seen.append((done, total)))
+    monkeypatch.setattr(surveying.Show, "due", lambda self: True)
+    monkeypatch.setattr(surveying.Show, "tell", lambda self, done, total, **_: seen.append((done, total)))
     run(line)
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert seen[-1][0] == pytest.approx(seen[-1][1], rel=0.03)

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
+from ebbtide.app import (
+    catalogue,
+    checks,
+    comparing,
+    evaluating,
+    explain,
+    plans,
+    profiling,
+    sampling,
+    shipped,
+    solvers,
+    training,
+    tuning,
+)
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
@@ -81,6 +94,8 @@ app.command(help=solvers.SOLVERS)(solvers.solvers)
 app.command(help=tuning.GRID)(tuning.grid)
 app.command(help=shipped.ZOO)(shipped.zoo)
 app.command("eval", help=evaluating.EVAL)(evaluating.evaluate)
+app.command(help=comparing.COMPARE)(comparing.compare)
+app.command(help=profiling.PROFILE)(profiling.profile)
 app.command(help=training.TRAIN)(training.train)
 
 

@@ -15,17 +15,18 @@ _CELL = 64
 _FRAMES = 100
 
 
-def contact(x: Tree, medium: str = "image", columns: int | None = None) -> Image:
+def contact(x: Tree, medium: str = "image", columns: int | None = None, cell: int = _CELL) -> Image:
     """One sheet of all samples, small pictures enlarged by a whole factor; those that are not finite are crossed out.
 
     columns   of the sheet; by default such that it is about square
+    cell      how many pixels across a sample is made, at most, unless it is larger
 
     Raises EbbError where the samples are no pictures.
     """
     images = to_images(x, medium)
     good = finite_rows(x).tolist()
     marked = [image if fine else crossed(image) for image, fine in zip(images, good, strict=True)]
-    return sheet(marked, columns, scale=max(1, _CELL // min(images[0].size)))
+    return sheet(marked, columns, scale=max(1, cell // min(images[0].size)))
 
 
 def motion(x: Tensor, columns: int | None = None) -> list[tuple[Image, int]]:

@@ -77,11 +77,11 @@ def solvers(
         raise EbbError(f"--fine is at least 2 steps, not {fine}.")
     _writable(out, save, overwrite)
     specs = {slot: _specs(slot, text) for slot, text in (("solve", solver), ("grid", grid))}
-    from ebbtide.app.comparing import fill
     from ebbtide.app.record import Record
     from ebbtide.app.request import resolve
     from ebbtide.app.standings import Standings
     from ebbtide.app.stopping import again
+    from ebbtide.app.surveying import fill
     from ebbtide.measure import convergence as cv
     from ebbtide.measure import survey as sv
 

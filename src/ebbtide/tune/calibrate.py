@@ -7,7 +7,7 @@ What is learnt is plain data and is written into the plan, so a plan file holds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,14 +18,28 @@ from ebbtide.denoise.model import Model
 from ebbtide.network.record import Heard, Record
 
 
-def record(model: Model, plan: Plan, *, cond: Any = None, n: int = 4, seed: int | Sequence[int] = 0) -> Record:
-    """What the network of a model is asked in one run of a plan. Arguments as for `sample`."""
+def record(
+    model: Model,
+    plan: Plan,
+    *,
+    cond: Any = None,
+    n: int = 4,
+    seed: int | Sequence[int] = 0,
+    watch: Callable[[int, int], None] | None = None,
+) -> Record:
+    """What the network of a model is asked in one run of a plan. Arguments as for `sample`.
+
+    watch   called with the steps made, and with those expected where the grid knows
+    """
     heard = Heard(model.denoiser)
     loop, state = begin(replace(model, denoiser=heard), plan, cond, n, seed)
     heard.asked.clear()  # what the start asked
     while not loop.done(state):
         state = loop.step(state).state
         heard.step += 1
+        if watch is not None:
+            points = state.memory.get("grid", {}).get("points")
+            watch(heard.step, heard.step if points is None else points.shape[-1] - 1)
     return Record(model.denoiser, heard.asked)
 
 
