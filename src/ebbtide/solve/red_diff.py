@@ -13,7 +13,7 @@ Paper    Mardani, Song, Kautz, Vahdat 2023, "A variational perspective on solvin
          (arXiv 2305.04391), algorithm 1 and eq. 9
 Off      the baseline is `euler`: without a measurement there is nothing to fit.
 Differs  w_t (eps_hat - eps) is written in data space, where it is pull k (x0 - E[x0 | x_t]) and finite at t = 1 too; k is
-         their weight over c / a, so "linear", the inverse root of the SNR, is 1. Its loss is a mean over numbers, this one D times that.
+         their weight over c / a, so "linear", the inverse root of the SNR, is 1. The loss is D times that of the paper, a mean.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Card     a Gaussian in R^6 and a linear A of rank 3, looked at near one time t, 
 
              (v A^T A + lambda R) (mu - m) = v A^T (y - A m),   R = c^2 (a^2 S + c^2)^-1,  v = fit D / M
 
-         and is the mode of the posterior where R is a number and lambda R = v noise^2 / var. Then `digits`: a box to fill in and a
-         fourth of the width to enlarge, against A^+ y and no pull; and a sensor that clips
+         and is the mode of the posterior where R is a number and lambda R = v noise^2 / var. Then `digits`: a box to fill in
+         and a fourth of the width to enlarge, against A^+ y and no pull; and a sensor that clips
 Differs  pictures are the model's own, 28 x 28, and steps few. Constant weights and an order of chance are measured and told,
          not held to the claim: at this size neither is worse
 """
