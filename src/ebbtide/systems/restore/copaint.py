@@ -172,7 +172,7 @@ def card(bench: Bench) -> Card:
     return bench.card(
         f"{N} digits in {STEPS} steps, {per} calls each. Mean square error of what is known: {miss(state.x):.5f}, DPS in as "
         f"many steps {miss(other):.5f}; with 217 calls for both it had 0.00065 and ours 0.00068, so at equal calls the claim "
-        "does not hold.  Jump across the border beyond the truth's: {jump(state.x):.4f}, replacement "
+        f"does not hold. Jump across the border beyond the truth's: {jump(state.x):.4f}, replacement "
         f"{jump(swapped):.4f}, DPS {jump(other):.4f}. In the hidden half, mean square distance to the truth: ours "
         f"{_hidden(state.x, truth, mask):.3f}, DPS {_hidden(other, truth, mask):.3f}, replacement "
         f"{_hidden(swapped, truth, mask):.3f}."
