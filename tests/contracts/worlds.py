@@ -598,7 +598,11 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     if entry.slot == "start":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
         cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
-    for name in build(entry.slot, spec).reads:  # what a part reads of an element during the run
+    reads = build(entry.slot, spec).reads
+    if "measured" in reads and isinstance(like, torch.Tensor):  # what a restoration is given with an element
+        hole = torch.arange(math.prod(like.shape)).reshape(like.shape) % 3 == 0
+        cond |= {"mask": hole.to(like), "measured": _ends(like).where(~hole, 0.0)}
+    for name in reads:  # what a part reads of an element during the run
         cond.setdefault(name, _ends(like))
     world = World(
         entry, spec, plan.replace(process=None), model, like, cond, units, not module, groups,

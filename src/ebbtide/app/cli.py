@@ -17,6 +17,7 @@ from ebbtide.app import (
     explain,
     plans,
     profiling,
+    restoring,
     sampling,
     shipped,
     solvers,
@@ -86,6 +87,7 @@ def ebb(
 
 app.command(help=sampling.SAMPLE)(sampling.sample)
 app.command(help=sampling.RESUME)(sampling.resume)
+app.command(help=restoring.RESTORE)(restoring.restore)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebbtide.app import sheets
 from ebbtide.app.files import whole
+from ebbtide.app.restored import restored
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
 from ebbtide.core.tree import leaves
@@ -37,8 +39,15 @@ def picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
 
 
 def sheet(samples: Samples, path: Path) -> None:
-    """One picture of all samples; where a few conditions are taken in turn, each has a column."""
-    image = sheets.contact(samples.pixels, samples.model.medium, _turn(samples))
+    """One picture of all samples; where a few conditions are taken in turn, each has a column.
+
+    Restorations come after what was measured, their mean and their standard deviation.
+    """
+    found = restored(samples)
+    if found is None:
+        image = sheets.contact(samples.pixels, samples.model.medium, _turn(samples))
+    else:
+        image = sheets.contact(found.pixels, columns=max(3, math.isqrt(len(found.pixels))))
     with whole(path) as part:
         picture(image, part, path.suffix.lower(), samples.plan)
 

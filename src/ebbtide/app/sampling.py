@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -13,6 +13,7 @@ from ebbtide.app.words import describe, note
 if TYPE_CHECKING:
     from ebbtide.app.request import Request
     from ebbtide.app.session import Outcome
+    from ebbtide.core.plan import Plan
 
 SAMPLE = describe(
     "Draw samples, and write them with the plan that repeats them.",
@@ -92,20 +93,37 @@ def sample(
     json: opt.Json = False,
 ) -> None:
     options = opt.typed({**locals(), "given": opt.files(given)})
+    draw(options, Told(out, overwrite, frames, preview, quiet, json))
+
+
+class Told(NamedTuple):
+    """What a command was told of what it writes and shows."""
+
+    out: str | None
+    overwrite: bool
+    frames: bool
+    preview: bool
+    quiet: bool
+    json: bool
+
+
+def draw(options: opt.Options, told: Told, base: Plan | None = None) -> None:
+    """From options to files: resolve them over the plan `base`, see that all can be written, run, and report."""
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
-    path = None if out is None else _output(out)
+    path = None if told.out is None else _output(told.out)
     if path is not None:
-        output.check(path, [], overwrite, frames)
-    request = resolve(options)
+        output.check(path, [], told.overwrite, told.frames)
+    request = resolve(options, base)
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
     path = _default(request) if path is None else path
-    output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
-    note(request.notes, quiet)
-    _report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json)
+    output.check(path, seeds_of(request.seed, request.n), told.overwrite, told.frames, request.model, request.recorded)
+    note(request.notes, told.quiet)
+    done = carry_out(request, path, Manner(told.frames, told.preview, told.quiet))
+    _report(done, request, told.quiet, told.json)
 
 
 def resume(
@@ -143,10 +161,12 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
     from ebbtide.app.progress import speed
+    from ebbtide.app.restored import restored
 
     failed = done.samples.failed if done.samples is not None else []
     remarks = done.samples.remarks if done.samples is not None else []
     names = [said(f) for f in done.files]
+    found = None if done.samples is None else restored(done.samples)
     if json:
         import json as js
 
@@ -159,6 +179,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             "calls_per_second": round(done.rate, 2),
             "failed": [f._asdict() for f in failed],
             **({"remarks": remarks} if remarks else {}),
+            **({"restored": found.figures} if found else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
         }
         typer.echo(js.dumps(about))
@@ -168,6 +189,12 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({speed(done.rate)}): {shown}",
             err=True,
         )
+        if found is not None:
+            told = found.figures
+            typer.secho(
+                f"residual {told['residual']:.3g} (noise {told['noise']:g}), mean standard deviation {told['std']:.3g}",
+                err=True,
+            )
     if done.samples is None:
         kept = f"{len(names)} files written. " if names else ""
         how = f"Go on with: ebb resume {said(done.state)}" if done.state else "Nothing had begun, nothing is kept."

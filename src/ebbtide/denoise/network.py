@@ -129,14 +129,14 @@ class Border(Layer):
     def _condition(self, query: Query, cond: dict[str, Tree], hidden: frozenset[str]) -> dict[str, Tree]:
         """The condition that each row of a query is asked under: its owner's, none, or one of its own.
 
-        Of the owner's, what parts read (`hidden`) is left out.
+        What parts read themselves (`hidden`) is left out of all.
         """
         own = query.of
         if query.cond is OWN or query.cond is NULL:
-            cond = {k: v for k, v in cond.items() if k not in hidden} if hidden else cond
+            cond = _without(hidden, cond)
             cond = {k: v for k, v in cond.items() if k != "null"} if query.cond is OWN else self._null(cond)
             return cond if own is None else tree_map(lambda v: v[own.to(v.device)], cond)
-        return query.cond
+        return _without(hidden, query.cond)
 
     def _null(self, cond: dict[str, Tree]) -> dict[str, Tree]:
         """The condition's leaf "null" where it is given, else the model's own null, leaf by leaf."""
@@ -183,6 +183,10 @@ class Border(Layer):
         # the square root, not hypot, which rounds by the length of the tensor
         scale = ((there.a(time) ** 2 + there.c(time) ** 2) / (here.a(t) ** 2 + here.c(t) ** 2)).sqrt()
         return time, scale
+
+
+def _without(hidden: frozenset[str], cond: dict[str, Tree]) -> dict[str, Tree]:
+    return {k: v for k, v in cond.items() if k not in hidden} if hidden else cond
 
 
 class Piece(NamedTuple):

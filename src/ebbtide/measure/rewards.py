@@ -15,39 +15,20 @@ Source   the interface of Singhal et al. 2025 (arXiv 2501.06848), and the verifi
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ebbtide.core.errors import EbbError, nearest
+from ebbtide.core.errors import EbbError
 from ebbtide.core.tree import Tree, leaves, tree_map
+from ebbtide.measure.functions import Functions, Spec, line
 
-Spec = str | Mapping[str, Any]
-_F = TypeVar("_F", bound=Callable[..., Tensor])
-_NAMED: dict[str, Callable[..., Tensor]] = {}
-_ASKED = ("cond", "text")
-
-
-def reward(name: str) -> Callable[[_F], _F]:
-    """Register a function of samples as the reward `name`."""
-
-    def register(f: _F) -> _F:
-        _NAMED[name] = f
-        return f
-
-    return register
-
-
-def names() -> list[str]:
-    """The names of all rewards that need no file."""
-    return sorted(_NAMED)
+REWARDS = Functions("reward", asked=("cond", "text"))
+reward, names, check, find = REWARDS.register, REWARDS.names, REWARDS.check, REWARDS.find
 
 
 # -------------------------------------------------------------------- the named ones
@@ -91,89 +72,6 @@ def vowels(x: Tensor, text: list[str], letters: str = "aeiou") -> Tensor:
     return torch.tensor(share, dtype=torch.float64)
 
 
-# -------------------------------------------------------------------- finding them
-
-
-def check(spec: Spec) -> None:
-    """See that a reward can be meant by this, without running any file. Raises EbbError for what cannot."""
-    name, given = _told(spec)
-    if name is None:
-        raise EbbError("a reward is a name, 'file.py:function', or a mapping with a 'name'.")
-    if ".py" not in name:
-        _fits(_named(name), name, given)
-
-
-def find(spec: Spec) -> Callable[..., Tensor]:
-    """The function that is meant, its parameters given.
-
-    Raises EbbError for unknown names and parameters, for a file that is missing or fails, and for a function it lacks.
-    """
-    check(spec)
-    name, given = _told(spec)
-    assert name is not None
-    f = _filed(name) if ".py" in name else _named(name)
-    _fits(f, name, given)
-    return functools.partial(f, **given)
-
-
-def _told(spec: Spec) -> tuple[str | None, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    name = spec.get("name")
-    return name if isinstance(name, str) else None, {k: v for k, v in spec.items() if k != "name"}
-
-
-def _named(name: str) -> Callable[..., Tensor]:
-    if name not in _NAMED:
-        raise EbbError(f"there is no reward {name!r}; {nearest(name, _NAMED)} Your own is 'file.py:function'.")
-    return _NAMED[name]
-
-
-def _fits(f: Callable[..., Any], name: str, given: Mapping[str, Any]) -> None:
-    places = inspect.signature(f).parameters
-    known = [k for k in list(places)[1:] if k not in _ASKED]
-    for key in given:
-        if key not in known:
-            raise EbbError(f"the reward {name!r} has no parameter {key!r}; {nearest(key, known)}")
-    for key in known:
-        place = places[key]
-        if key not in given and place.default is place.empty and place.kind not in (place.VAR_KEYWORD,):
-            raise EbbError(f"the reward {name!r} needs the parameter {key!r}: write {{name: {name}, {key}: ...}}.")
-
-
-def _filed(name: str) -> Callable[..., Tensor]:
-    path, _, function = name.rpartition(":")
-    if not path or not function.isidentifier():
-        raise EbbError(f"the reward {name!r} names no function: write 'file.py:function'.")
-    if not Path(path).is_file():
-        raise EbbError(f"the reward {name!r}: there is no file {path}.")
-    module = _module(str(Path(path).resolve()), Path(path).stat().st_mtime_ns)
-    f = getattr(module, function, None)
-    if not callable(f):
-        known = [k for k, v in vars(module).items() if inspect.isfunction(v)]
-        raise EbbError(f"{path} has no function {function!r}; {nearest(function, known)}")
-    found: Callable[..., Tensor] = f
-    return found
-
-
-@functools.lru_cache(16)
-def _module(path: str, stamp: int) -> Any:
-    spec = importlib.util.spec_from_file_location(f"ebbtide_reward_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise EbbError(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise EbbError(f"{path} cannot be run: {_line(error)}.") from error
-    return module
-
-
-def _line(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
 # -------------------------------------------------------------------- asking them
 
 
@@ -211,7 +109,7 @@ def scores(f: Callable[..., Any], seen: Seen) -> Scores:
         if len(seen) > 1:
             each = [scores(f, seen.row(k)) for k in range(len(seen))]
             return Scores(torch.cat([s.value for s in each]), sum((s.unread for s in each), Counter()))
-        return Scores(torch.full((1,), torch.nan, dtype=torch.float64), Counter({f"raised {_line(error)}": 1}))
+        return Scores(torch.full((1,), torch.nan, dtype=torch.float64), Counter({f"raised {line(error)}": 1}))
     if said.shape != (len(seen),):
         raise EbbError(
             f"a reward gives one score a sample, of shape ({len(seen)},) for {len(seen)} of them, not {tuple(said.shape)}."
