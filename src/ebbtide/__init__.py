@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ebbtide.core.plan import Plan
     from ebbtide.core.registry import part
     from ebbtide.core.state import Pred, Query, State, Step
+    from ebbtide.denoise.files import file
     from ebbtide.denoise.model import Model
     from ebbtide.interop.pipelines import attach
     from ebbtide.samples import Samples
@@ -44,6 +45,7 @@ _HOME = {
     "State": "core.state",
     "Step": "core.state",
     "Model": "denoise.model",
+    "file": "denoise.files",
     "Samples": "samples",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "Step",
     "attach",
     "calibrate",
+    "file",
     "interop",
     "load",
     "part",

@@ -230,6 +230,8 @@ BAD = {
     "sample toy --plan nope.yaml -o a.png": "nope.yaml",
     "sample toy --set grid.foo=1 -o a.png": "no parameter 'foo'",
     "sample toy --set steps=1 -o a.png": "slot.param=value",
+    "sample toy --set solve=[euler] -o a.png": "solve must be the name of a part",
+    "sample toy --set start=encoded --set start.strength=2 -o a.png": "less than or equal to 1",
     "sample toy --set guide.scale=1 -o a.png": "holds no part",
     "sample toy --set 'grid={name: explicit, times: [0.1, 0.9]}' -o a.png": "must fall",
     "sample toy --grid adaptive -o a.png": "heun",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebbtide.app.options import Options
 from ebbtide.core.errors import EbbError
+from ebbtide.denoise import files
 
 if TYPE_CHECKING:
     from ebbtide.denoise.model import Model
@@ -72,6 +73,17 @@ def cond_of(o: Options, run: dict[str, Any], n: int, model: Model, group: int = 
 
     Raises EbbError for words to a model that knows labels, and labels to one that is asked in words.
     """
+    held = run.get("cond")
+    given = {k: v for k, v in held.items() if files.named(v)} if isinstance(held, dict) else {}
+    given |= {k: _turns(v, n, group) for k, v in (o.given or {}).items()}
+    cond, word = _asked(o, run, n, model, group)
+    if not given:
+        return cond, word
+    return {**({"label": cond} if cond is not None and not isinstance(cond, dict) else cond or {}), **given}, word
+
+
+def _asked(o: Options, run: dict[str, Any], n: int, model: Model, group: int) -> tuple[Any, str]:
+    """What samples are asked to show, beside the files that they are given."""
     from ebbtide.api import TENSORS
 
     prompts = prompts_of(o)

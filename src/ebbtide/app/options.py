@@ -3,6 +3,7 @@
     def sample(model: Model = None, data: Data = None, n: Annotated[int | None, count("How many samples (16).")] = None): ...
 
 `Options` is what was typed of those that say what is sampled and how; `typed(locals())` takes it from a command's arguments.
+Its `given` holds files that samples are given, by the name of the condition, as `ebb.file` says them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import typer
+
+from ebbtide.core.errors import EbbError
 
 WHAT, HOW, SHOWN = "What is sampled", "How", "What is written and shown"
 
@@ -28,6 +31,7 @@ class Options:
     label: str | None = None
     prompt: list[str] | None = None
     negative: str | None = None
+    given: Mapping[str, Any] | None = None
     n: int | None = None
     seed: str | None = None
     batch: int | None = None
@@ -47,6 +51,22 @@ def typed(given: Mapping[str, Any], *but: str) -> Options:
     """The options among a command's arguments, by their names; those named in `but` mean something else there."""
     known = {f.name for f in fields(Options)} - {*but}
     return Options(**{name: value for name, value in given.items() if name in known})
+
+
+def files(given: list[str] | None) -> dict[str, Any]:
+    """Files by the names that were typed before them, source=cat.png say; several of one name are taken in turn.
+
+    Raises EbbError for one without a name, and for files that cannot be read.
+    """
+    from ebbtide.denoise.files import file
+
+    found: dict[str, list[Any]] = {}
+    for text in given or ():
+        name, sign, path = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise EbbError(f"--given {text}: write NAME=FILE, with the name of the condition, as in source=cat.png.")
+        found.setdefault(name, []).append(file(path, fit=True))
+    return {name: each if len(each) > 1 else each[0] for name, each in found.items()}
 
 
 # -------------------------------------------------------------------- how options are declared
@@ -103,6 +123,10 @@ Prompt = Annotated[
 ]
 Negative = Annotated[
     str | None, what("--negative", metavar="TEXT", help="What guidance leads away from, in place of the empty prompt.")
+]
+Given = Annotated[
+    list[str] | None,
+    what("--given", metavar="NAME=FILE", help="A picture or .npy that samples are given, such as source=cat.png."),
 ]
 
 Guidance = Annotated[float | None, how("--guidance", help="Strength of classifier-free guidance; 1 is none.")]

@@ -12,7 +12,7 @@ from ebbtide.app.options import Options
 from ebbtide.app.reading import STEPS, Read, read_plan
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
-from ebbtide.core.plan import Plan
+from ebbtide.core.plan import Plan, filled
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ def _set(data: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         raise EbbError(f"--set {text}: {value} cannot be read as a value (YAML).") from None
     if not path:
-        data[slot] = plain
+        data[slot] = filled(slot, plain)
         return
     held = data.get(slot) or []
     specs: list[dict[str, Any]] = held if isinstance(held, list) else [held]

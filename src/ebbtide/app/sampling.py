@@ -53,6 +53,7 @@ def sample(
     label: opt.Label = None,
     prompt: opt.Prompt = None,
     negative: opt.Negative = None,
+    given: opt.Given = None,
     n: Annotated[int | None, opt.count("How many samples (16, or one a prompt).")] = None,
     seed: Annotated[str | None, opt.seeds(0)] = None,
     steps: Annotated[int | None, opt.how("--steps", help="Steps of the grid (20).")] = None,
@@ -90,7 +91,7 @@ def sample(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    options = opt.typed(locals())
+    options = opt.typed({**locals(), "given": opt.files(given)})
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 

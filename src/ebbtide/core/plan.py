@@ -38,6 +38,17 @@ def _plain(value: Any) -> Any:
     raise EbbError(f"a plan holds plain data only, not {value!r}.")
 
 
+def filled(slot: str, value: Any) -> Any:
+    """What a slot holds, in the one form that plans keep: a spec, a list of them where it holds several, None or [].
+
+    Raises EbbError for what is neither the name of a part nor a mapping with one.
+    """
+    many = slot in MANY
+    if value is None:
+        return [] if many else None
+    return _specs(slot, value) if many else _spec(slot, value)
+
+
 def _spec(slot: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return {"name": value}
@@ -81,10 +92,7 @@ class Plan:
                 raise EbbError(
                     f"a plan needs a {slot}, such as {getattr(type(self), slot)!r}; `ebb list` names all of them."
                 )
-            made = _specs if slot in MANY else _spec
-            empty: Any = [] if slot in MANY else None
-            plain = empty if value is None else made(slot, value)
-            object.__setattr__(self, slot, plain)
+            object.__setattr__(self, slot, filled(slot, value))
         object.__setattr__(self, "run", None if self.run is None else _plain(self.run))
         self.check()
 

@@ -15,6 +15,7 @@ from ebbtide.core.loop import Loop
 from ebbtide.core.parts import Denoiser, Process
 from ebbtide.core.plan import Plan
 from ebbtide.core.tree import Tree, leaves, tree_map
+from ebbtide.denoise import files
 from ebbtide.denoise.network import Border
 
 
@@ -92,6 +93,8 @@ class Model:
     def condition(self, cond: Any, n: int) -> dict[str, Tree]:
         """The condition of `n` elements: a label, a list of labels, or a dict of tensors (B, ...) or single rows.
 
+        A leaf may also be what `ebb.file` says of a file, or a list of such.
+
         Raises EbbError for labels out of range and for conditions of another length.
         """
         if cond is None:
@@ -102,6 +105,11 @@ class Model:
             cond = {"label": cond}
         if not isinstance(cond, Mapping):
             raise EbbError(f"a condition is a label, a list of labels or a dict of tensors, not {cond!r}.")
+        if self.labels is not None and "label" not in cond:
+            cond = {"label": self._null_label(), **cond}
+        return self._rows(cond, n)
+
+    def _rows(self, cond: Mapping[str, Any], n: int) -> dict[str, Tree]:
         return {name: self._leaf(name, value, n) for name, value in cond.items()}
 
     def _null_label(self) -> int:
@@ -110,7 +118,19 @@ class Model:
             raise EbbError(f"{self.name} needs a label: one of 0 to {(self.labels or 1) - 1}.")
         return int(null[0])
 
+    def opened(self, about: Mapping[str, Any]) -> Tensor:
+        """What a file named in a condition holds, one element of it. Raises EbbError as `denoise.files` does."""
+        latent = self.decode is not None and self.medium in ("image", "video")
+        if latent and not about["file"].endswith(".npy"):
+            raise EbbError(
+                f"{self.name} makes latents, and does not know those of {about['file']}: encode it, and give an .npy file."
+            )
+        return files.read(about, self.like)
+
     def _leaf(self, name: str, value: Any, n: int) -> Tree:
+        if files.named(value):
+            each = value if isinstance(value, list) else [value]
+            value = torch.stack([self.opened(v) for v in each])
         if isinstance(value, Mapping):
             return {k: self._leaf(k, v, n) for k, v in value.items()}
         leaf = torch.as_tensor(value)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
+from ebbtide.denoise.files import fitted, planes
 
 IMAGES = ("images", "image", "x", "data", "pixels", "arr_0")
 LABELS = ("labels", "label", "y", "targets", "target", "classes", "arr_1")
@@ -100,7 +101,7 @@ def _from_arrays(path: Path, size: int | None, split: str) -> Pictures:
         if isinstance(error, EbbError):
             raise
         raise EbbError(f"{path} cannot be read: {error}.") from error
-    pixels = _resize(_bytes(_planes(array, path), path), size)
+    pixels = _sized(_bytes(_planes(array, path), path), size)
     if labels is not None and len(labels) != len(pixels):
         raise EbbError(f"{path} holds {len(pixels)} pictures and {len(labels)} labels.")
     return Pictures(pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
@@ -148,18 +149,9 @@ def _bytes(array: np.ndarray, path: Path) -> Tensor:
     return x if low < 0 else x * (2 / (1 if high <= 1 else 255)) - 1
 
 
-def _resize(pixels: Tensor, size: int | None) -> Tensor:
-    """The largest central square, resampled with antialiasing, a few hundred pictures at a time."""
-    high, wide = pixels.shape[-2:]
-    if size is None or (high, wide) == (size, size):
-        return pixels
-    side = min(high, wide)
-    top, left = (high - side) // 2, (wide - side) // 2
-    out = pixels.new_empty((*pixels.shape[:2], size, size))
-    for part, to in zip(pixels[..., top : top + side, left : left + side].split(256), out.split(256), strict=True):
-        x = torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-        to.copy_(x.round().clamp(0, 255) if pixels.dtype == torch.uint8 else x)
-    return out
+def _sized(pixels: Tensor, size: int | None) -> Tensor:
+    """Squares of this size, or all as they are."""
+    return pixels if size is None else fitted(pixels, (size, size))
 
 
 def _from_folder(path: Path, size: int | None) -> Pictures:
@@ -189,10 +181,7 @@ def _from_folder(path: Path, size: int | None) -> Pictures:
     wide, high = (size, size) if size is not None else next(iter(sizes))
     pixels = torch.empty((len(good), 3 if colour else 1, high, wide), dtype=torch.uint8)
     for row, file in zip(pixels, good, strict=True):
-        with Image.open(file) as picture:
-            array = np.asarray(picture.convert("RGB" if colour else "L"))
-        planes = array[None, None] if array.ndim == 2 else np.moveaxis(array, 2, 0)[None]
-        row.copy_(_resize(torch.from_numpy(planes.copy()), size)[0])
+        row.copy_(_sized(planes(file, "RGB" if colour else "L")[None], size)[0])
     inside = [file.relative_to(path).parts for file in good]
     if any(len(parts) == 1 for parts in inside):
         return Pictures(pixels, None)
@@ -215,5 +204,5 @@ def _from_hub(name: str, size: int | None, split: str) -> Pictures:
     rows = [np.asarray(picture) for picture in table[image]]
     if size is None and len({r.shape for r in rows}) > 1:
         raise EbbError(f"{name} holds pictures of several sizes; give size= to make them one.")
-    pixels = torch.cat([_resize(_bytes(_planes(r[None], Path(name)), Path(name)), size) for r in rows])
+    pixels = torch.cat([_sized(_bytes(_planes(r[None], Path(name)), Path(name)), size) for r in rows])
     return Pictures(pixels, None if label is None else torch.tensor(table[label]))
