@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
+from ebbtide.app import catalogue, checks, editing, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
@@ -73,6 +73,7 @@ def ebb(
 
 app.command(help=sampling.SAMPLE)(sampling.sample)
 app.command(help=sampling.RESUME)(sampling.resume)
+app.command(help=editing.EDIT)(editing.edit)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)

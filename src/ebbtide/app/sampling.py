@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from ebbtide.app.words import describe, note
 if TYPE_CHECKING:
     from ebbtide.app.request import Request
     from ebbtide.app.session import Outcome
+    from ebbtide.core.plan import Plan
 
 SAMPLE = describe(
     "Draw samples, and write them with the plan that repeats them.",
@@ -91,21 +94,50 @@ def sample(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    options = opt.typed({**locals(), "given": opt.files(given)})
+    shown = Shown(out, overwrite, frames, preview, quiet, json)
+    draw(opt.typed({**locals(), "given": opt.files(given)}), shown)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was typed of what is written and shown."""
+
+    out: str | None
+    overwrite: bool = False
+    frames: bool = False
+    preview: bool = False
+    quiet: bool = False
+    json: bool = False
+
+
+def draw(
+    options: opt.Options,
+    shown: Shown,
+    look: Callable[[Request], list[str]] | None = None,
+    base: Plan | None = None,
+) -> None:
+    """Draw what the options say, write it and report: what all commands that make samples come down to.
+
+    look   at the request before anything runs: gives what should be said of it, or raises EbbError
+    base   the plan that options are laid over, where they name none
+    """
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
-    path = None if out is None else _output(out)
+    path = None if shown.out is None else _output(shown.out)
     if path is not None:
-        output.check(path, [], overwrite, frames)
-    request = resolve(options)
+        output.check(path, [], shown.overwrite, shown.frames)
+    request = resolve(options, base)
+    told = [] if look is None else look(request)
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
     path = _default(request) if path is None else path
-    output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
-    note(request.notes, quiet)
-    _report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json)
+    seeds = seeds_of(request.seed, request.n)
+    output.check(path, seeds, shown.overwrite, shown.frames, request.model, request.recorded)
+    note([*request.notes, *told], shown.quiet)
+    manner = Manner(shown.frames, shown.preview, shown.quiet)
+    _report(carry_out(request, path, manner), request, shown.quiet, shown.json)
 
 
 def resume(

@@ -40,7 +40,7 @@ class LayoutMix(Correct):
 
     nu: Annotated[float, Field(ge=0, le=1)] = 0.9
     first: Annotated[float, Field(ge=0, le=1)] = 0.6
-    last: Annotated[float, Field(ge=0, le=1)] = 0.3
+    last: Annotated[float, Field(ge=0, le=1)] = 0.2
 
     @model_validator(mode="after")
     def _falling(self) -> LayoutMix:

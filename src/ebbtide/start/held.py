@@ -43,7 +43,7 @@ def drop(state: State, *names: str) -> State:
 
 def leave(state: State, ask: Ask, feature: str, **leaves: Tree) -> State:
     """The state with data for the corrections in the slot `start` of its memory, where one of them needs that feature."""
-    if not any(feature in c.entry.needs for c in ask.loop.correct):
+    if not any(c.on and feature in c.entry.needs for c in ask.loop.correct):
         return state
     return state.remember("start", {**state.memory.get("start", {}), **leaves})
 
