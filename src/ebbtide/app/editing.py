@@ -51,13 +51,17 @@ def edit(
     strength: Annotated[
         float, opt.how("--strength", help=f"How far from the picture, 0 to 1 ({STRENGTH}).")
     ] = STRENGTH,
-    steps: Annotated[int, opt.how("--steps", help=f"Steps of the whole grid ({STEPS}); a share of them is made.")] = STEPS,
+    steps: Annotated[
+        int, opt.how("--steps", help=f"Steps of the whole grid ({STEPS}); a share of them is made.")
+    ] = STEPS,
     guidance: Annotated[
         float, opt.how("--guidance", help=f"Strength of classifier-free guidance ({GUIDANCE:g}); 1 is none.")
     ] = GUIDANCE,
     sets: Annotated[
         list[str] | None,
-        opt.how("--set", metavar="SLOT.PARAM=VALUE", help="Any other parameter, such as start.scale=2; may be repeated."),
+        opt.how(
+            "--set", metavar="SLOT.PARAM=VALUE", help="Any other parameter, such as start.scale=2; may be repeated."
+        ),
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -92,7 +96,9 @@ def _source(by: str, label: int | None, prompt: str | None) -> dict[str, Any]:
         raise EbbError("a picture is described by --from-label or by --from-prompt: leave one out.")
     if by != "edit-friendly":
         if said:
-            raise EbbError(f"--from-{next(iter(said))} is read by --by edit-friendly, not by {by}: leave one of both out.")
+            raise EbbError(
+                f"--from-{next(iter(said))} is read by --by edit-friendly, not by {by}: leave one of both out."
+            )
         return {}
     return {"from": said}
 
@@ -104,9 +110,11 @@ def _plan(by: str, strength: float, steps: int, guidance: float) -> Any:
 
     if not 0 <= strength <= 1:
         raise EbbError(f"--strength is a share between 0 and 1, not {strength:g}.")
+    if int(strength * steps) < 1:
+        raise EbbError(f"--strength {strength:g} makes none of {steps} steps, so nothing changes: raise one of both.")
     plain = {"start": {"name": "encoded", "strength": strength}}
-    data: dict[str, Any] = {"edit-friendly": "edit-friendly-ddpm"}.get(by, by)  # type: ignore[assignment]
-    data = plain if by == "encoded" else dict(systems.presets()[str(data)])
+    preset = {"edit-friendly": "edit-friendly-ddpm"}.get(by, by)
+    data: dict[str, Any] = plain if by == "encoded" else dict(systems.find(preset).presets[preset])
     data |= {
         "grid": {"name": "linear", "steps": steps},
         "guide": [] if guidance == 1 else [{"name": "cfg", "scale": guidance}],
