@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, interrupt
 from PIL import Image
 
 import ebbtide as ebb
+from conftest import SIDE, interrupt
 from ebbtide import zoo
 
 

@@ -116,7 +116,7 @@ def test_a_map_of_zeros_is_none():
 def test_elements_with_maps_and_without_go_on_together():
     own = plan(correct=[])
     loop, one = begin(model(), own, cond={"label": 0, "source": source(2)}, n=2)
-    plain, two = begin(model(), own.replace(start="prior"), cond={"label": 1}, n=2, seed=9)
+    _, two = begin(model(), own.replace(start="prior"), cond={"label": 1}, n=2, seed=9)
     both = one.cat(two)
     for _ in range(len(GRID) * 6):
         if loop.done(both):

@@ -70,7 +70,7 @@ def _sources(samples: Samples, columns: int | None) -> Tensor | None:
     from ebbtide.denoise import files
 
     cond = (samples.plan.run or {}).get("cond")
-    held = cond.get("source") if isinstance(cond, dict) else None
+    held: Any = cond.get("source") if isinstance(cond, dict) else None
     if samples.model.medium != "image" or not files.named(held):
         return None
     named = held if isinstance(held, list) else [held]

@@ -20,7 +20,7 @@ Shapes   cond["source"] like x (B, ...), data; any units. cond["from"] is the co
 Paper    Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space" (arXiv 2304.06140), section 3
 Off      replay = false is `encoded`, bit for bit.
 Differs  the residual of the last step is kept, where the authors' code drops the last map. Samples drawn from one source
-         share the maps only where they share a seed. A guide that the plan has reads the source too, unless `scale` says otherwise.
+         share the maps only where they share a seed. The plan's guides read the source too, unless `scale` says otherwise.
 
 Raises EbbError where the solver draws otherwise.
 """

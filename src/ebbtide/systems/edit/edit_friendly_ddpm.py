@@ -1,16 +1,17 @@
 """Edit-friendly DDPM inversion: the noise maps of a picture, drawn again under another condition.
 
 Paper    Huberman-Spiegelglas et al. 2024 (arXiv 2304.06140)
-Card     digits that `digits` drew are read under their labels and drawn again: in float64 under the same label, which gives them
-         back; under another, against img2img with the same solver, guidance and steps at two strengths. As many are read as
-         asked at one strength as at another, so distances are compared where the readings are: along the straight line
-         between img2img's own strengths. Then what the maps are like, and two seeds
+Card     digits that `digits` drew are read under their labels and drawn again: in float64 under the same label, which gives
+         them back; under another, against img2img with the same solver, guidance and steps at two strengths. Distances are
+         compared at as many readings, along the straight line between img2img's strengths. Then what the maps are
+         like, and two seeds
 Differs  no DDIM inversion is measured beside it, and maps are not shifted: patches of `digits` know their places
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def other(labels: Tensor) -> Tensor:
     return (labels + ON) % 10
 
 
-def edited(plan: ebb.Plan, strength: float, seed: int = 0, n: int = N) -> Tensor:
+def edited(plan: Any, strength: float, seed: int = 0, n: int = N) -> Tensor:
     """The first digits under the other label."""
     x, labels = (v[:n] for v in drawn())
     own = plan.replace(start={**plan.start, "strength": strength}, grid=GRID)
@@ -82,13 +83,13 @@ def judged(x: Tensor) -> tuple[float, float]:
 def between(points: list[tuple[float, float]], agreed: float) -> float:
     """The distance of img2img where it is read so often, along the line between its strengths."""
     points = sorted(points)
-    for (a, low), (b, high) in zip(points, points[1:], strict=False):
+    for (a, low), (b, high) in itertools.pairwise(points):
         if agreed <= b or (b, high) == points[-1]:
             return low + (high - low) * (agreed - a) / max(b - a, 1e-9)
     raise AssertionError
 
 
-def back(plan: ebb.Plan) -> float:
+def back(plan: Any) -> float:
     """The greatest distance of digits in float64 to themselves, drawn again under their own label, over their size."""
     x, labels = (v[:10] for v in drawn())
     x = x.double()
@@ -98,7 +99,7 @@ def back(plan: ebb.Plan) -> float:
     return float((again - x).abs().max() / x.abs().max())
 
 
-def maps(plan: ebb.Plan) -> tuple[float, float]:
+def maps(plan: Any) -> tuple[float, float]:
     """The variance of the maps, and the correlation of neighbours; 1 and 0 where there are none, as for fresh noise."""
     x, labels = (v[:20] for v in drawn())
     own = plan.replace(grid=GRID)

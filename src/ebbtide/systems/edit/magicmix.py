@@ -43,11 +43,12 @@ SYSTEM = System(
 )
 
 NUS, STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.6, 0.7, 0.8)
-TOP, MIX = 0.8, {"nu": 0.75, "first": 0.8, "last": 0.5}
+TOP = 0.8
+MIX: dict[str, Any] = {"nu": 0.75, "first": 0.8, "last": 0.5}
 GRID = {"name": "linear", "steps": 20}
 
 
-def mixed(plan: ebb.Plan, strength: float, source: Tensor | None = None, **mix: Any) -> Tensor:
+def mixed(plan: Any, strength: float, source: Tensor | None = None, **mix: Any) -> Tensor:
     """The digits under the other label, or another source; `mix` as the plan's correction has it."""
     x, labels = drawn()
     correct = [c if c.get("nu") == 1 else {**c, **mix} for c in plan.correct]
