@@ -12,6 +12,8 @@ Shapes   x (B, C, H, W), one time each, for a network that takes several sizes; 
 Paper    Tian et al. 2025, "Training-free diffusion acceleration with bottleneck sampling" (arXiv 2503.18940), section 3
 Off      scales = (1,) is the plain run, bit for bit.
 Differs  each stage's shift follows from its size, where the paper chooses one; the shift of the full size is the grid's own.
+         A network must have been taught every size: `digits`, taught one, does worse than with fewer steps (Frechet distance
+         63 against 7.7 for 200 samples).
 
 Raises EbbError for elements that are no pictures of one time each, or are at different steps.
 """

@@ -1,4 +1,4 @@
-"""Edit-friendly start: the noise that makes a stochastic sampler draw this picture, to be drawn again under another condition.
+"""Edit-friendly start: the noise that makes a sampler draw this picture, to be drawn again under another condition.
 
     x_k = corrupt(source, t_k), with noise of its own for every k          copies that know nothing of each other
     z_k = (x_{k+1} - mu(x_k)) / w_k                                       the solver's step is mu(x_k) + w_k z
@@ -11,12 +11,12 @@ picture's structure: they are larger than fresh noise and correlated from step t
     skip = (1 - strength) n   steps of the grid are not made: the fewer are made, the nearer to the source
 
 The plan's own solver, guides and network say mu and w: each step is taken with the maps 1 and -1, on one prediction. So any
-solver will do whose step is affine in one draw: ancestral and euler with eta, ddpm, dpmpp-2m and dpmpp-3m with eta, er-sde,
-sa-solver, lcm... One that draws twice or asks the network after it has drawn is refused.
+solver will do whose step is affine in one draw: ancestral, euler with eta, ddpm, dpmpp-2m-sde, dpmpp-3m-sde, er-sde, lcm.
+One that draws otherwise, or asks the network after it has drawn, is refused.
 
 Shapes   cond["source"] like x (B, ...), data; any units. cond["from"] is the condition of the source, a mapping like the
          condition's own leaves; without it, the source is read under the run's condition. Both are taken out. The maps are
-         (B, n, ...) in the slot `noise`. Calls: one run of the steps that are made.
+         (B, n, ...) in the slot `noise`. Calls: one run of the steps that are made, which `Step.calls` does not count.
 Paper    Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space" (arXiv 2304.06140), section 3
 Off      replay = false is `encoded`, bit for bit.
 Differs  the residual of the last step is kept, where the authors' code drops the last map. Samples drawn from one source
@@ -55,7 +55,7 @@ from ebbtide.start.held import drop, held, later, leave, points
     baseline="encoded",
 )
 class EditFriendly(Start):
-    """Edit-friendly start: the noise that makes a stochastic sampler draw this picture, to be drawn again under another one.
+    """Edit-friendly start: the noise that makes a sampler draw this picture, to be drawn again under another condition.
 
     strength   the share of the grid's steps that are made
     scale      of the guidance under which the source is read; None: the plan's own guides
