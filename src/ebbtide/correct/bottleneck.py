@@ -75,6 +75,11 @@ class Bottleneck(Correct):
             raise ValueError("at rises, and has a place for each stage but the last")
         return self
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise: at every switch."""
+        return len(self.scales) > 1
+
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
