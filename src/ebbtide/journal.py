@@ -82,7 +82,7 @@ class Journal:
         kept: dict[str, Any] = {}
         if self.batches:
             kept["x"] = tree_map(lambda *v: torch.cat(v), *self.batches)
-        shot = {str(k): tree_map(lambda *v: torch.stack(v), *frames) for k, frames in enumerate(self.frames) if frames}
+        shot = {str(k): _stacked(frames) for k, frames in enumerate(self.frames) if frames}
         if shot:
             kept["frames"] = shot
         state = self.state.remember(_SLOT, kept) if kept else self.state
@@ -112,10 +112,7 @@ class Journal:
             away = set(said["away"])
             state = State.unflat({k: v.to(device) if k in away else v for k, v in state.flat().items()})
         shot = kept.get("frames", {})
-        frames = [
-            [tree_map(lambda v, k=k: v[k], shot[b]) for k in range(len(next(iter(leaves(shot[b]).values()))))]
-            for b in sorted(shot, key=int)
-        ]
+        frames = [_frames(shot[b]) for b in sorted(shot, key=int)]
         return Journal(
             batches=[kept["x"]] if "x" in kept else [],
             frames=frames,
@@ -125,3 +122,20 @@ class Journal:
             seconds=said.get("seconds", 0.0),
             state=state,
         ), about
+
+
+def _stacked(frames: list[Tree]) -> dict[str, Tree]:
+    """The frames of a batch, those in a row that are of one shape as one: a correction may change the shape on the way."""
+    shapes = [[v.shape for v in leaves(x).values()] for x in frames]
+    first = [k for k in range(len(frames)) if k == 0 or shapes[k] != shapes[k - 1]]
+    rows = zip(first, [*first[1:], len(frames)], strict=True)
+    return {str(j): tree_map(lambda *v: torch.stack(v), *frames[a:b]) for j, (a, b) in enumerate(rows)}
+
+
+def _frames(stacked: dict[str, Tree]) -> list[Tree]:
+    """The inverse of `_stacked`."""
+    out: list[Tree] = []
+    for j in sorted(stacked, key=int):
+        count = len(next(iter(leaves(stacked[j]).values())))
+        out += [tree_map(lambda v, k=k: v[k], stacked[j]) for k in range(count)]
+    return out

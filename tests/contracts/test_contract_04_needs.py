@@ -83,7 +83,7 @@ def test_memory_is_kept_only_where_it_is_read(case: worlds.Case):
 def test_a_plan_without_what_a_part_needs_is_refused(entry: Entry, need: str):
     """In one sentence that names the part or the need, before anything runs."""
     world = worlds.cases(entry)[0].world()
-    bare: dict[str, Any] = {"grid": "linear", "solve": "euler"}
+    bare: dict[str, Any] = {"grid": "linear", "solve": "euler", "start": "prior"}
     slots = {k: v for k, v in world.plan.to_dict().items() if k in registry.SLOTS}
     for slot, default in bare.items():
         if slot != entry.slot and any(need in features(p) for p in world.plan.parts(slot)):

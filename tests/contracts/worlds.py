@@ -595,7 +595,7 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
         ends = {k: p.gives for k, p in getattr(process, "parts", {}).items()}
         drawn = _ends(like)
         cond["y"] = {k: v for k, v in drawn.items() if "end" in ends[k]} if isinstance(drawn, dict) else drawn
-    if entry.slot == "start":  # what a start may be given with an element
+    if entry.slot == "start" or plan.parts("start")[0].called != "prior":  # what a start may be given with an element
         cond |= {name: _ends(like) for name in ("source", "start", "previous")}
         cond["known"] = (torch.arange(ELEMENTS * math.prod(units)) % 3 == 0).reshape(ELEMENTS, *units)
     reads = build(entry.slot, spec).reads

@@ -13,6 +13,7 @@ from ebbtide.app import (
     catalogue,
     checks,
     comparing,
+    editing,
     evaluating,
     explain,
     plans,
@@ -88,6 +89,7 @@ def ebb(
 app.command(help=sampling.SAMPLE)(sampling.sample)
 app.command(help=sampling.RESUME)(sampling.resume)
 app.command(help=restoring.RESTORE)(restoring.restore)
+app.command(help=editing.EDIT)(editing.edit)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)

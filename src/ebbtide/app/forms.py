@@ -18,6 +18,7 @@ from ebbtide.samples import Samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 _ACROSS = 24
 
@@ -41,13 +42,19 @@ def picture(image: Image, part: Path, suffix: str, plan: Plan) -> None:
 def sheet(samples: Samples, path: Path) -> None:
     """One picture of all samples; where a few conditions are taken in turn, each has a column.
 
-    Restorations come after what was measured, their mean and their standard deviation.
+    Samples that were made from pictures come after those, which stand first, in a row of their own where there are several;
+    restorations after what was measured, their mean and their standard deviation.
     """
+    import torch
+
     found = restored(samples)
-    if found is None:
-        image = sheets.contact(samples.pixels, samples.model.medium, _turn(samples))
-    else:
-        image = sheets.contact(found.pixels, columns=max(3, math.isqrt(len(found.pixels))))
+    pixels, columns = samples.pixels, _turn(samples)
+    first = _sources(samples, columns)
+    if found is not None:
+        pixels, columns = found.pixels, max(3, math.isqrt(len(found.pixels)))
+    elif first is not None and first.shape[1:] == pixels.shape[1:]:
+        pixels, columns = torch.cat([first.to(pixels), pixels]), columns or (len(first) if len(first) > 1 else None)
+    image = sheets.contact(pixels, samples.model.medium, columns)
     with whole(path) as part:
         picture(image, part, path.suffix.lower(), samples.plan)
 
@@ -60,6 +67,22 @@ def _turn(samples: Samples) -> int | None:
     turns = range(1, min(n // 2, _ACROSS) + 1)
     found = next((k for k in turns if rows and rows[k:] == rows[:-k]), 1)
     return found if found > 1 else None
+
+
+def _sources(samples: Samples, columns: int | None) -> Tensor | None:
+    """The pictures that the samples were made from, as pixels: one, or one for each column; None where there were none."""
+    import torch
+
+    from ebbtide.denoise import files
+
+    cond = (samples.plan.run or {}).get("cond")
+    held: Any = cond.get("source") if isinstance(cond, dict) else None
+    if samples.model.medium != "image" or not files.named(held):
+        return None
+    named = held if isinstance(held, list) else [held]
+    named = [named[k % len(named)] for k in range(columns or 1)]
+    pixels: Tensor = samples.model.pixels(torch.stack([samples.model.opened(v) for v in named]))
+    return pixels
 
 
 def frames(samples: Samples, path: Path) -> None:

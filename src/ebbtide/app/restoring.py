@@ -81,7 +81,7 @@ def restore(
 
     if pipelines.is_pipeline(model):
         raise EbbError(f"{model} makes latents, and restoration fits pixels: name a model that makes these.")
-    sampling.draw(options, sampling.Told(out, overwrite, False, preview, quiet, json), base)
+    sampling.draw(options, sampling.Shown(out, overwrite, preview=preview, quiet=quiet, json=json), base=base)
 
 
 def _operator(name: str, given: list[str] | None, noise: float | None) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -92,38 +94,50 @@ def sample(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    options = opt.typed({**locals(), "given": opt.files(given)})
-    draw(options, Told(out, overwrite, frames, preview, quiet, json))
+    shown = Shown(out, overwrite, frames, preview, quiet, json)
+    draw(opt.typed({**locals(), "given": opt.files(given)}), shown)
 
 
-class Told(NamedTuple):
-    """What a command was told of what it writes and shows."""
+@dataclass(frozen=True)
+class Shown:
+    """What was typed of what is written and shown."""
 
     out: str | None
-    overwrite: bool
-    frames: bool
-    preview: bool
-    quiet: bool
-    json: bool
+    overwrite: bool = False
+    frames: bool = False
+    preview: bool = False
+    quiet: bool = False
+    json: bool = False
 
 
-def draw(options: opt.Options, told: Told, base: Plan | None = None) -> None:
-    """From options to files: resolve them over the plan `base`, see that all can be written, run, and report."""
+def draw(
+    options: opt.Options,
+    shown: Shown,
+    look: Callable[[Request], list[str]] | None = None,
+    base: Plan | None = None,
+) -> None:
+    """Draw what the options say, write it and report: what all commands that make samples come down to.
+
+    look   at the request before anything runs: gives what should be said of it, or raises EbbError
+    base   the plan that options are laid over, where they name none
+    """
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
-    path = None if told.out is None else _output(told.out)
+    path = None if shown.out is None else _output(shown.out)
     if path is not None:
-        output.check(path, [], told.overwrite, told.frames)
+        output.check(path, [], shown.overwrite, shown.frames)
     request = resolve(options, base)
+    told = [] if look is None else look(request)
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
     path = _default(request) if path is None else path
-    output.check(path, seeds_of(request.seed, request.n), told.overwrite, told.frames, request.model, request.recorded)
-    note(request.notes, told.quiet)
-    done = carry_out(request, path, Manner(told.frames, told.preview, told.quiet))
-    _report(done, request, told.quiet, told.json)
+    seeds = seeds_of(request.seed, request.n)
+    output.check(path, seeds, shown.overwrite, shown.frames, request.model, request.recorded)
+    note([*request.notes, *told], shown.quiet)
+    manner = Manner(shown.frames, shown.preview, shown.quiet)
+    _report(carry_out(request, path, manner), request, shown.quiet, shown.json)
 
 
 def resume(

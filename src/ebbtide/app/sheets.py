@@ -51,4 +51,7 @@ def trajectory(trace: list[Tree], medium: str = "image", columns: int | None = N
     count = len(trace)
     kept = sorted({round(k * (count - 1) / max(1, min(count, _FRAMES) - 1)) for k in range(min(count, _FRAMES))})
     each = max(40, min(120, 3000 // max(1, len(kept))))
-    return [(contact(trace[k], medium, columns), 2000 if k == count - 1 else each) for k in kept]
+    shown = [contact(trace[k], medium, columns) for k in kept]
+    side = shown[-1].size  # a step of another size is shown as large as the last
+    shown = [image if image.size == side else image.resize(side) for image in shown]
+    return [(image, 2000 if k == count - 1 else each) for image, k in zip(shown, kept, strict=True)]

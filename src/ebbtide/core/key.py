@@ -128,7 +128,7 @@ class Noise:
     """The draws one part may make in one step: a key and a step count for each unit, and the part's own salt.
 
     `replay` (B, T, ...) holds recorded normal maps, one for each step of an element; where present they are given out
-    in place of fresh draws (inversion, cycle editing).
+    in place of fresh draws (inversion, cycle editing). A map of zeros, and a step beyond T, has none: it draws afresh.
     """
 
     key: Tensor
@@ -147,8 +147,13 @@ class Noise:
     def normal(self, like: Tensor, salt: int = 0) -> Tensor:
         """Standard normal draws shaped like `like`; the same call with the same salt gives the same draw."""
         if self.replay is not None and salt == 0:
-            step = self.i.reshape(len(self.i), -1)[:, 0].clamp(max=self.replay.shape[1] - 1)
-            return self.replay[torch.arange(len(step)), step].to(like)
+            step, last = self.i.reshape(len(self.i), -1)[:, 0], self.replay.shape[1] - 1
+            maps = self.replay[torch.arange(len(step)), step.clamp(max=last)].to(like)
+            known = (maps != 0).flatten(1).any(1) & (step <= last).to(maps.device)
+            if bool(known.all()):
+                return maps
+            fresh = normal(self.key, self.i, like, self.salt * 64 + salt)
+            return torch.where(known.reshape(-1, *(1,) * (maps.ndim - 1)), maps, fresh)
         return normal(self.key, self.i, like, self.salt * 64 + salt)
 
     def uniform(self, shape: Sequence[int], salt: int = 0) -> Tensor:

@@ -166,10 +166,10 @@ class Loop:
             ask.state = blank = blank.remember("grid", self.grid.init(blank, ask))
             state = self.start(like, cond, seeds, ask)
             state = state.remember("grid", {**blank.memory["grid"], **state.memory.get("grid", {})})
-            return self._correct(self._init(state), None, {})[0]
+            return self._correct(self.fresh(state), None, {})[0]
 
-    def _init(self, state: State) -> State:
-        """Fresh memory for solver, layers, corrections and steering."""
+    def fresh(self, state: State) -> State:
+        """The state with fresh memory for solver, layers, corrections and steering."""
         ask = Ask(self, state, SALT["start"])
         owners: list[tuple[str, Any]] = [("solve", self.solve), *zip(self.layer_names, self.layers, strict=True)]
         owners += [(f"correct/{j}", c) for j, c in enumerate(self.correct)]
@@ -268,8 +268,8 @@ class Loop:
             after = replace(after, memory={**after.memory, **{k: v for k, v in ask.memory.items() if v}, name: memory})
             calls += ask.calls
             if _shapes(after.x) != _shapes(state.x):
-                kept = {k: v for k, v in after.memory.items() if k != "solve" and k not in self.layer_names}
-                after = self._init(replace(after, memory=kept))
+                kept = {k: v for k, v in after.memory.items() if k in ("grid", "steer", name)}
+                after = self.fresh(replace(after, memory=kept))
             else:
                 went_up = after.t > state.t
                 after = self._void(after, went_up) if bool(went_up.any()) else after
@@ -291,7 +291,7 @@ class Loop:
     def _void(self, state: State, units: Tensor) -> State:
         """The state with the history of some units forgotten."""
         kept = {k: v for k, v in state.memory.items() if k in ("grid", "noise")}
-        fresh = self._init(replace(state, memory=kept))
+        fresh = self.fresh(replace(state, memory=kept))
         some = units.reshape(len(state), -1).any(1)
         memory = dict(state.memory)
         for name in ("solve", *self.layer_names):

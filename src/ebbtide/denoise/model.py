@@ -93,7 +93,8 @@ class Model:
     def condition(self, cond: Any, n: int) -> dict[str, Tree]:
         """The condition of `n` elements: a label, a list of labels, or a dict of tensors (B, ...) or single rows.
 
-        A leaf may also be what `ebb.file` says of a file, or a list of such.
+        A leaf may also be what `ebb.file` says of a file, or a list of such. "from", the condition of a picture that is
+        edited, is a condition again.
 
         Raises EbbError for labels out of range and for conditions of another length.
         """
@@ -128,6 +129,8 @@ class Model:
         return files.read(about, self.like)
 
     def _leaf(self, name: str, value: Any, n: int) -> Tree:
+        if name == "from":  # the condition of a source is asked in the words of the model's own
+            return self.condition(value, n)
         if files.named(value):
             each = value if isinstance(value, list) else [value]
             value = torch.stack([self.opened(v) for v in each])

@@ -42,6 +42,13 @@ def drop(state: State, *names: str) -> State:
     return replace(state, cond={k: v for k, v in state.cond.items() if k not in names})
 
 
+def leave(state: State, ask: Ask, feature: str, **leaves: Tree) -> State:
+    """The state with data for the corrections in the slot `start` of its memory, where one of them needs that feature."""
+    if not any(c.on and feature in c.entry.needs for c in ask.loop.correct):
+        return state
+    return state.remember("start", {**state.memory.get("start", {}), **leaves})
+
+
 def points(ask: Ask) -> Tensor:
     """The times of the grid, (B, 1..., n + 1). Raises EbbError for a grid that does not know its times beforehand."""
     found = ask.state.memory["grid"].get("points")
