@@ -120,7 +120,7 @@ class Start(Part):
     """Where a run begins."""
 
     def __call__(self, like: Tree, cond: dict[str, Tree], seeds: Sequence[int], ask: Ask) -> State:
-        """The first state, at a time of the grid (`ask.ahead(k)` is its k-th); may fill the slots `noise` and `start`."""
+        """The first state, at a time of the grid (`ask.ahead(k)` is its k-th); may fill the slot `noise`."""
         raise NotImplementedError
 
 

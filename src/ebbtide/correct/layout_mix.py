@@ -5,8 +5,7 @@
 Early steps decide where things lie, late ones what they are made of: in between, the run may have the content of its own
 condition and the layout of another picture. nu near 1 is content, nu = 0 the source's own way down to `last`.
 
-Shapes   the source like x (B, ...) in the slot `start` of the memory, put there by a start that gives "source"; any units.
-         Memory: eps, like x. No call.
+Shapes   cond["source"] like x (B, ...), which the start begins from; any units. Memory: eps, like x. No call.
 Paper    Liew et al. 2022, "MagicMix: semantic mixing with diffusion models" (arXiv 2210.16056), section 3.2
 Off      nu = 1 is img2img, bit for bit.
 Differs  the paper counts steps, this part times. The layout of a prompt is that of a picture drawn from it beforehand.
@@ -38,6 +37,7 @@ class LayoutMix(Correct):
     first, last   the times between which it is mixed
     """
 
+    reads = frozenset({"source"})
     nu: Annotated[float, Field(ge=0, le=1)] = 0.9
     first: Annotated[float, Field(ge=0, le=1)] = 0.6
     last: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -51,8 +51,8 @@ class LayoutMix(Correct):
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
-        source = state.memory.get("start", {}).get("source")
-        if self.nu == 1 or source is None:
+        source = state.cond.get("source")
+        if self.nu == 1 or not isinstance(source, Tensor) or source.shape != state.x.shape:
             return state, memory
         assert isinstance(process, Affine)
         if pred is None:  # the start is the layout, and says which noise it has

@@ -5,7 +5,7 @@
 The last step of a stochastic sampler draws nothing, so no noise can make it land on a given picture; r is the rest. With it,
 a source that was read by `edit-friendly` comes back to the last bits.
 
-Shapes   r like x (B, ...) in the slot `start` of the memory, put there by a start that gives "residual". No call.
+Shapes   cond["residual"], r like x (B, ...), put there by a start that gives "residual". No call.
 Paper    Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space" (arXiv 2304.06140), section 3
 Off      share = 0 changes nothing, bit for bit.
 Differs  the authors drop it; what it adds to an edit is detail of the source below the last noise level.
@@ -18,6 +18,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Correct, Process
@@ -34,13 +35,14 @@ class Residual(Correct):
     share   of it that is added
     """
 
+    reads = frozenset({"residual"})
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
-        rest = state.memory.get("start", {}).get("rest")
-        if self.share == 0 or rest is None or pred is None:
+        rest = state.cond.get("residual")
+        if self.share == 0 or pred is None or not isinstance(rest, Tensor) or rest.shape != state.x.shape:
             return state, memory
         here = memory.get("done", torch.zeros_like(state.i))
         landed = (state.t == 0) & (here == 0)

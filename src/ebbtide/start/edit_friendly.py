@@ -71,12 +71,12 @@ class EditFriendly(Start):
         source, state = held("source", like, ask, "data to edit")
         assert isinstance(source, Tensor)
         n = points(ask).shape[-1] - 1
-        state = leave(later(drop(state, "from"), ask, int(self.strength * n)), ask, "source", source=source)
+        state = later(drop(state, "from"), ask, int(self.strength * n))
         state = replace(state, x=ask.process.corrupt(source, state.t, ask.noise, cond))
         if not self.replay:
             return state
         maps, rest = self._read(state, source, cond, ask, n)
-        return leave(state.remember("noise", {"x": maps}), ask, "residual", rest=rest)
+        return leave(state.remember("noise", {"x": maps}), ask, "residual", rest)
 
     def _read(self, state: State, source: Tensor, cond: dict[str, Tree], ask: Ask, n: int) -> tuple[Tensor, Tensor]:
         """The maps (B, n, ...) of the source, zeros where nothing is drawn, and what its last step leaves out."""

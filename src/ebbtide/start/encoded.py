@@ -8,8 +8,8 @@ are the last n of a grid of int(n / d), so write {"grid": {..., "steps": int(n /
     strength = 1   all steps, from corrupt(source, t_0): the prior where the data weighs nothing there
     strength = 0   no step at all: the source itself
 
-Shapes   cond["source"] like x (B, ...), data; any units. It is taken out of the condition; for corrections that need
-         "source" it is kept in the slot `start` of the memory. No call.
+Shapes   cond["source"] like x (B, ...), data; any units. It is taken out of the condition, unless another part
+         reads it. No call.
 Paper    Meng et al. 2022, "SDEdit" (arXiv 2108.01073), algorithm 1
 Off      the baseline is `prior`, which knows no source.
 Differs  the forward process noises in one draw, as everywhere here. diffusers' flow pipelines (SD3, Flux) round the number
@@ -29,7 +29,7 @@ from ebbtide.core.parts import Start
 from ebbtide.core.registry import part
 from ebbtide.core.state import State
 from ebbtide.core.tree import Tree
-from ebbtide.start.held import held, later, leave, points
+from ebbtide.start.held import held, later, points
 
 
 @part("start", "encoded", paper="2108.01073", gives={"source"}, baseline="prior")
@@ -49,5 +49,4 @@ class Encoded(Start):
         source, state = held("source", like, ask, "data to start from")
         n = points(ask).shape[-1] - 1
         state = later(state, ask, int(self.strength * n) if self.last is None else self.last)
-        state = leave(state, ask, "source", source=source)
         return replace(state, x=ask.process.corrupt(source, state.t, ask.noise, cond))

@@ -42,11 +42,9 @@ def drop(state: State, *names: str) -> State:
     return replace(state, cond={k: v for k, v in state.cond.items() if k not in names})
 
 
-def leave(state: State, ask: Ask, feature: str, **leaves: Tree) -> State:
-    """The state with data for the corrections in the slot `start` of its memory, where one of them needs that feature."""
-    if not any(c.on and feature in c.entry.needs for c in ask.loop.correct):
-        return state
-    return state.remember("start", {**state.memory.get("start", {}), **leaves})
+def leave(state: State, ask: Ask, name: str, leaf: Tree) -> State:
+    """The state with a leaf in its condition for the parts of the plan that read it; without, where none does."""
+    return replace(state, cond={**state.cond, name: leaf}) if name in ask.loop.reads else state
 
 
 def points(ask: Ask) -> Tensor:
