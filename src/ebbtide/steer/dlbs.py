@@ -5,7 +5,8 @@
     r_k = reward(x0-hat of x_k)           L deterministic steps on an even grid from u to 0; L = 1 is the posterior mean
     of a request's B K children the best B go on, best first
 
-The B elements of a request (its `group`) are its beams: alone it is greedy search. Where beams land each keeps the best of its
+The B elements of a request (its `group`) are its beams: alone it is greedy search. Children of a request are looked ahead of with the same draws,
+where tokens make it draw. Where beams land each keeps the best of its
 own children, as where nothing is drawn any more those are all alike; a request ends in B different samples. Children that
 score the same go by their number, so that beams stay apart: a reward that says nothing chooses nothing.
 
@@ -28,6 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Process, Steer
 from ebbtide.core.registry import part
@@ -80,10 +82,14 @@ class Beams(Steer):
 
         rows = parents[index].nonzero()[:, 0]
         seen = ask(grown.state.take(rows))
-        said = judge.judged(self.reward, seen, judge.look(seen, process, self.lookahead))
+        said = judge.judged(self.reward, seen, judge.look(seen, process, self.lookahead, _common(seen)))
         chosen = _chosen(index, rows, said.value, state.group, furthest(seen.state.t) == 0)
         pick = lambda v: v[chosen.to(v.device)]  # noqa: E731
-        notes = {**(Counter(asking.notes) + Counter(grown.info)), **judge.told(self.called, said), self.called: len(rows)}
+        notes = {
+            **(Counter(asking.notes) + Counter(grown.info)),
+            **judge.told(self.called, said),
+            self.called: len(rows),
+        }
         return Step(
             grown.state.take(chosen),
             None if grown.pred is None else grown.pred.map(pick),
@@ -108,6 +114,12 @@ def _asked(state: State, moving: Tensor, ask: Callable[[State], Ask]) -> tuple[S
         return some, pred, asking
     whole = pred.map(lambda v: v.new_zeros((len(state), *v.shape[1:])).index_copy(0, rows.to(v.device), v))
     return state.put(rows, some), whole, asking
+
+
+def _common(seen: Ask) -> Noise:
+    """The draws of the first child of a request, for all of them: where looking ahead draws, scores differ by children."""
+    group = seen.state.group
+    return seen.noise.take((group[:, None] == group).double().argmax(1))
 
 
 def _chosen(index: Tensor, rows: Tensor, score: Tensor, group: Tensor, landed: Tensor) -> Tensor:

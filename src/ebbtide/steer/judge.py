@@ -15,6 +15,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
+from ebbtide.core.key import Noise
 from ebbtide.core.loop import Ask
 from ebbtide.core.parts import Process
 from ebbtide.core.state import State
@@ -46,9 +47,12 @@ def judged(reward: str | dict[str, Any], asking: Ask, x: Tree) -> rewards.Scores
     return rewards.scores(rewards.find(reward), rewards.Seen(asking.pixels(x), asking.state.cond, asking.text))
 
 
-def look(asking: Ask, process: Process, steps: int) -> Tree:
-    """Where deterministic steps would bring the elements of `asking.state`; an element that is data is what it is."""
-    state = asking.state
+def look(asking: Ask, process: Process, steps: int, draws: Noise | None = None) -> Tree:
+    """Where deterministic steps would bring the elements of `asking.state`; an element that is data is what it is.
+
+    draws   of a process that draws in any case, as those on tokens do; by default those of the elements
+    """
+    state, draws = asking.state, asking.noise if draws is None else draws
     rows = (furthest(state.t) > 0).nonzero()[:, 0]
     pick = lambda v: v[rows.to(v.device)]  # noqa: E731
     x, start, cond = (tree_map(pick, v) for v in (state.x, state.t, state.cond))
@@ -56,7 +60,7 @@ def look(asking: Ask, process: Process, steps: int) -> Tree:
     for j in range(steps if len(rows) else 0):
         to = start * (steps - 1 - j) / steps
         pred = asking(x, at, role="look", of=rows)
-        x = process.move(x, pred, at, to, 0.0, asking.noise.fold(1 + j).take(rows), cond)
+        x = process.move(x, pred, at, to, 0.0, draws.fold(1 + j).take(rows), cond)
         at = to
     return tree_map(lambda new, old: old.index_copy(0, rows.to(old.device), new.to(old)), x, state.x)
 
