@@ -5,10 +5,11 @@
     r_k = reward(x0-hat of x_k)           L deterministic steps on an even grid from u to 0; L = 1 is the posterior mean
     of a request's B K children the best B go on, best first
 
-The B elements of a request (its `group`) are its beams: alone it is greedy search. Children of a request are looked ahead of with the same draws,
-where tokens make it draw. Where beams land each keeps the best of its
-own children, as where nothing is drawn any more those are all alike; a request ends in B different samples. Children that
-score the same go by their number, so that beams stay apart: a reward that says nothing chooses nothing.
+The B elements of a request (its `group`) are its beams: alone it is greedy search. Where looking ahead draws, as it does on
+tokens, all children of a request look with the same draws, else those would drown what sets them apart. Where beams land
+each keeps the best of its own children, as where nothing is drawn any more those are all alike; a request ends in B
+different samples. Children that score the same go by their number, so that beams stay apart: a reward that says nothing
+chooses nothing.
 
 Shapes   x (B, ...), any units. No memory. Calls of a step: B + B K L in place of B, and no more than B where it lands.
 Paper    Oshima et al. 2025, "Inference-time text-to-video alignment with diffusion latent beam search" (arXiv 2501.19252),

@@ -139,8 +139,8 @@ def card(bench: Bench) -> Card:
     far, more = ring.beams(bench.plan(spec(HIT, STEPS, 2, 6)), 2)
     return bench.card(
         f"Reward on the ring: {beams.mean():.3f} with {calls:.0f} calls, best of plain samples {alone.mean():.3f} with "
-        f"{paid:.0f}; with four beams {wide.mean():.3f}. A look of six steps in place of one: {far.mean():.3f} with {more:.0f} "
-        f"calls, so the published advantage of looking far does not show where the denoiser is exact (nor on 24 digits, 0.53 +- 0.09 "
-        f"with four steps against 0.81 +- 0.06). Digits read as 4: {fours.mean():.2f} against {digits_alone().mean():.2f}; vowels "
-        f"{words.mean():.2f} with {spent:.0f} calls against {chance.mean():.2f}."
+        f"{paid:.0f}; with four beams {wide.mean():.3f}. A look of six steps in place of one: {far.mean():.3f} with "
+        f"{more:.0f} calls, so the published advantage of looking far does not show where the denoiser is exact (nor on 24 "
+        f"digits, 0.53 +- 0.09 with four steps against 0.81 +- 0.06). Digits read as 4: {fours.mean():.2f} against "
+        f"{digits_alone().mean():.2f}; vowels {words.mean():.2f} with {spent:.0f} calls against {chance.mean():.2f}."
     )
