@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
+from ebbtide.app import (
+    catalogue,
+    checks,
+    evaluating,
+    explain,
+    plans,
+    sampling,
+    shipped,
+    solvers,
+    steering,
+    training,
+    tuning,
+)
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
@@ -73,6 +85,7 @@ def ebb(
 
 app.command(help=sampling.SAMPLE)(sampling.sample)
 app.command(help=sampling.RESUME)(sampling.resume)
+app.command(help=steering.STEER)(steering.steer)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)

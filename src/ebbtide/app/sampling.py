@@ -94,17 +94,17 @@ def sample(
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
-    path = None if out is None else _output(out)
+    path = None if out is None else path_at(out)
     if path is not None:
         output.check(path, [], overwrite, frames)
     request = resolve(options)
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
-    path = _default(request) if path is None else path
+    path = default_of(request) if path is None else path
     output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
     note(request.notes, quiet)
-    _report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json)
+    report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json)
 
 
 def resume(
@@ -118,10 +118,10 @@ def resume(
     from ebbtide.app.session import carry_out, reopen
 
     request, path, manner, journal = reopen(state)
-    _report(carry_out(request, path, replace(manner, preview=preview, quiet=quiet), journal), request, quiet, json)
+    report(carry_out(request, path, replace(manner, preview=preview, quiet=quiet), journal), request, quiet, json)
 
 
-def _output(out: str) -> Path:
+def path_at(out: str) -> Path:
     """The path; one that ends in a slash is a folder, made now so that it is taken for one."""
     from ebbtide.app.files import writable
 
@@ -131,14 +131,15 @@ def _output(out: str) -> Path:
     return path
 
 
-def _default(request: Request) -> Path:
+def default_of(request: Request) -> Path:
+    """A new file named after the model."""
     from ebbtide.app.files import free
 
     suffix = {"image": ".png", "video": ".gif", "text": ".txt"}.get(request.model.medium, ".npz")
     return free(Path(request.model.name).name or "samples", suffix)
 
 
-def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
+def report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
     from ebbtide.app.progress import speed
@@ -157,6 +158,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             "calls": done.calls,
             "calls_per_second": round(done.rate, 2),
             "failed": [f._asdict() for f in failed],
+            **({"winners": [w._asdict() for w in done.winners]} if done.winners else {}),
             **({"remarks": remarks} if remarks else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
         }
@@ -167,6 +169,9 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({speed(done.rate)}): {shown}",
             err=True,
         )
+        if done.winners:
+            best = ", ".join(w.said for w in done.winners[:8]) + (", ..." if len(done.winners) > 8 else "")
+            typer.secho(f"best of each request: {best}", err=True)
     if done.samples is None:
         kept = f"{len(names)} files written. " if names else ""
         how = f"Go on with: ebb resume {said(done.state)}" if done.state else "Nothing had begun, nothing is kept."

@@ -10,7 +10,6 @@ Differs  the law is exact in place of pictures by class; the digits have one cla
 from __future__ import annotations
 
 import itertools
-
 from typing import Any, Literal
 
 import torch
