@@ -63,7 +63,7 @@ def test_more_particles_and_parameters_by_set(toy: Any, run: Callable[..., Any])
 def test_a_run_that_was_stopped_ends_in_the_same_files(method: str, toy: Any, run: Callable[..., Any]) -> None:
     line = FK if method == "fk" else SEARCH.replace("random", method)
     run(f"{line} -o whole.npz")
-    from conftest import interrupt  # type: ignore[import-not-found]
+    from conftest import interrupt
 
     toy.at = {toy.calls + 4: interrupt}
     told = run(f"{line} -o part.npz", code=130)

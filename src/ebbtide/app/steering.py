@@ -118,7 +118,7 @@ def steer(
     report(carry_out(request, path, Manner(preview=preview, quiet=quiet)), request, quiet, json)
 
 
-def _method(name: str) -> str:
+def _method(name: str) -> Any:
     known = {**{k: k for k in (*PARTS, *SEARCHES)}, **{v: k for k, v in PARTS.items()}, "search": "random"}
     if name not in known:
         raise EbbError(f"there is no method {name!r}; {nearest(name, known)}")
@@ -143,11 +143,11 @@ def _reward(text: str) -> str | dict[str, Any]:
         except yaml.YAMLError:
             raise EbbError(f"--reward {text}: this cannot be read; write '{{name: near, point: [1, 0]}}'.") from None
     rewards.check(spec)
-    return spec  # type: ignore[no-any-return]
+    return spec
 
 
 def _searched(
-    r: Request, spec: Any, method: str, budget: int | None, path: Path, overwrite: bool, quiet: bool, json: bool
+    r: Request, spec: Any, method: Any, budget: int | None, path: Path, overwrite: bool, quiet: bool, json: bool
 ) -> None:
     """A search, its bar, and its files; the journal lies beside them until it is over."""
     from ebbtide.app import output, winners
@@ -157,7 +157,7 @@ def _searched(
     journal, noise = (stem.with_name(f"{stem.name}.{kind}.safetensors") for kind in ("search", "noise"))
     if overwrite:
         journal.unlink(missing_ok=True)
-    budget = 8 * int((r.plan.grid or {}).get("steps", 20)) if budget is None else budget
+    budget = 8 * int(r.plan.to_dict()["grid"].get("steps", 20)) if budget is None else budget
     found = _run(r, spec, method, budget, journal, noise, quiet)
     best = winners.best(found.samples, found.scores)
     files = output.write(found.samples, path, overwrite=True)
@@ -184,7 +184,7 @@ def _searched(
     note(out.remarks)
 
 
-def _run(r: Request, spec: Any, method: str, budget: int, journal: Path, noise: Path, quiet: bool) -> Found:
+def _run(r: Request, spec: Any, method: Any, budget: int, journal: Path, noise: Path, quiet: bool) -> Found:
     """The search, a bar going along."""
     import time
 
@@ -217,7 +217,7 @@ def _run(r: Request, spec: Any, method: str, budget: int, journal: Path, noise: 
                 journal=journal,
                 noise=noise,
                 watch=watch,
-                **about,  # type: ignore[arg-type]
+                **about,
             )
         except KeyboardInterrupt:
             kept = f"Go on with: {again('--overwrite')}" if journal.exists() else "Nothing is kept."
