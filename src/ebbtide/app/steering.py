@@ -151,17 +151,19 @@ def _searched(
 ) -> None:
     """A search, its bar, and its files; the journal lies beside them until it is over."""
     from ebbtide.app import output, winners
-    from ebbtide.app.files import said
+    from ebbtide.app.files import said, vacant
 
     stem = path if output.kind_of(path) == "folder" else path.with_suffix("")
     journal, noise = (stem.with_name(f"{stem.name}.{kind}.safetensors") for kind in ("search", "noise"))
+    if method != "random":
+        vacant(noise, overwrite)
     if overwrite:
         journal.unlink(missing_ok=True)
     budget = 8 * int(r.plan.to_dict()["grid"].get("steps", 20)) if budget is None else budget
     found = _run(r, spec, method, budget, journal, noise, quiet)
     best = winners.best(found.samples, found.scores)
     files = output.write(found.samples, path, overwrite=True)
-    files += [noise] if noise.exists() and found.samples.plan.start["name"] == "saved" else []  # type: ignore[index]
+    files += [noise] if found.samples.plan.parts("start")[0].called == "saved" else []
     files.append(winners.write(found.samples, best, path))
     journal.unlink(missing_ok=True)
     out, tried = found.samples, len(found.tried)
@@ -200,25 +202,13 @@ def _run(r: Request, spec: Any, method: Any, budget: int, journal: Path, noise: 
         def watch(done: float, total: float) -> None:
             stop.check()
             if live.due():
-                what, left = (
-                    f"{done:.0f}/{total:.0f} calls",
-                    f"{clock(rest(time.monotonic() - began, done, total - done))} left",
-                )
+                what = f"{done:.0f}/{total:.0f} calls"
+                left = f"{clock(rest(time.monotonic() - began, done, total - done))} left"
                 live.tell(done, total, line=f"{what}, {left}", what=what, left=left)
 
         about = {k: v for k, v in r.asked.items() if k not in ("model", "plan", "group")}
         try:
-            return search(
-                r.model,
-                r.plan,
-                spec,
-                budget,
-                method,
-                journal=journal,
-                noise=noise,
-                watch=watch,
-                **about,
-            )
+            return search(r.model, r.plan, spec, budget, method, journal=journal, noise=noise, watch=watch, **about)
         except KeyboardInterrupt:
             kept = f"Go on with: {again('--overwrite')}" if journal.exists() else "Nothing is kept."
             typer.secho(f"stopped. {kept}" + (f" ({said(journal)})" if journal.exists() else ""), err=True)
