@@ -87,7 +87,7 @@ def learnt(steps: int = 600, rate: float = 5e-3) -> Field:
         x = PROCESS.corrupt(x0, t, noise, {})
         adam.param_groups[0]["lr"] = rate * (1 - k / steps)
         adam.zero_grad()
-        (field(x, t) - PROCESS.from_x0("flow", x0, x, t, {})).square().mean().backward()  # type: ignore[arg-type]
+        (field(x, t) - PROCESS.from_x0("flow", x0, x, t, {})).square().mean().backward()
         adam.step()
     return field
 
@@ -121,11 +121,11 @@ def reached(told: list[Update]) -> int:
 def moments() -> float:
     """The largest miss of mean and spread of one stochastic step of the exact flow, in units of the true spread."""
     law = GaussianMixture(PROCESS, LAW.weights, LAW.means, torch.tensor(0.02))
-    grid = {"name": "explicit", "times": [0.6, 0.55, 0.0]}
-    t, s = (torch.full((40_000,), v, dtype=torch.float64) for v in grid["times"][:2])  # type: ignore[index]
+    times = [0.6, 0.55, 0.0]
+    t, s = (torch.full((40_000,), v, dtype=torch.float64) for v in times[:2])
     noise = Noise(keys(range(40_000)), torch.zeros(40_000, dtype=torch.int64), 9)
     start, true = (PROCESS.corrupt(law.sample(40_000, seed=1), v, noise, {}) for v in (t, s))
-    plan = ebb.Plan(start="given", solve={"name": "ancestral", "eta": 0.7}, grid=grid)
+    plan = ebb.Plan(start="given", solve={"name": "ancestral", "eta": 0.7}, grid={"name": "explicit", "times": times})
     step = next(ebb.run(ebb.load(law, like=torch.zeros(2, dtype=torch.float64)), plan, cond={"start": start}, n=40_000))
     x = step.state.x
     return float(torch.cat([(x.mean(0) - true.mean(0)) / true.std(0), x.std(0) / true.std(0) - 1]).abs().max())
