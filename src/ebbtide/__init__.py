@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ebbtide.interop.pipelines import attach
     from ebbtide.samples import Samples
     from ebbtide.tune.calibrate import calibrate, record
+    from ebbtide.tune.search import search
 
 _HOME = {
     "attach": "interop.pipelines",
@@ -37,6 +38,7 @@ _HOME = {
     "resume": "api",
     "run": "api",
     "sample": "api",
+    "search": "tune.search",
     "EbbError": "core.errors",
     "Plan": "core.plan",
     "part": "core.registry",
@@ -70,6 +72,7 @@ __all__ = [
     "resume",
     "run",
     "sample",
+    "search",
 ]
 
 

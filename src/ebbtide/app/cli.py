@@ -22,6 +22,7 @@ from ebbtide.app import (
     sampling,
     shipped,
     solvers,
+    steering,
     training,
     tuning,
 )
@@ -90,6 +91,7 @@ app.command(help=sampling.SAMPLE)(sampling.sample)
 app.command(help=sampling.RESUME)(sampling.resume)
 app.command(help=restoring.RESTORE)(restoring.restore)
 app.command(help=editing.EDIT)(editing.edit)
+app.command(help=steering.STEER)(steering.steer)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)
 app.command(help=checks.CHECK)(checks.check)

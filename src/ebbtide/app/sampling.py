@@ -124,7 +124,7 @@ def draw(
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
-    path = None if shown.out is None else _output(shown.out)
+    path = None if shown.out is None else path_at(shown.out)
     if path is not None:
         output.check(path, [], shown.overwrite, shown.frames)
     request = resolve(options, base)
@@ -132,12 +132,12 @@ def draw(
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
-    path = _default(request) if path is None else path
+    path = default_of(request) if path is None else path
     seeds = seeds_of(request.seed, request.n)
     output.check(path, seeds, shown.overwrite, shown.frames, request.model, request.recorded)
     note([*request.notes, *told], shown.quiet)
     manner = Manner(shown.frames, shown.preview, shown.quiet)
-    _report(carry_out(request, path, manner), request, shown.quiet, shown.json)
+    report(carry_out(request, path, manner), request, shown.quiet, shown.json)
 
 
 def resume(
@@ -151,10 +151,10 @@ def resume(
     from ebbtide.app.session import carry_out, reopen
 
     request, path, manner, journal = reopen(state)
-    _report(carry_out(request, path, replace(manner, preview=preview, quiet=quiet), journal), request, quiet, json)
+    report(carry_out(request, path, replace(manner, preview=preview, quiet=quiet), journal), request, quiet, json)
 
 
-def _output(out: str) -> Path:
+def path_at(out: str) -> Path:
     """The path; one that ends in a slash is a folder, made now so that it is taken for one."""
     from ebbtide.app.files import writable
 
@@ -164,14 +164,15 @@ def _output(out: str) -> Path:
     return path
 
 
-def _default(request: Request) -> Path:
+def default_of(request: Request) -> Path:
+    """A new file named after the model."""
     from ebbtide.app.files import free
 
     suffix = {"image": ".png", "video": ".gif", "text": ".txt"}.get(request.model.medium, ".npz")
     return free(Path(request.model.name).name or "samples", suffix)
 
 
-def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
+def report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
     from ebbtide.app.progress import speed
@@ -192,6 +193,7 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             "calls": done.calls,
             "calls_per_second": round(done.rate, 2),
             "failed": [f._asdict() for f in failed],
+            **({"winners": [w._asdict() for w in done.winners]} if done.winners else {}),
             **({"remarks": remarks} if remarks else {}),
             **({"restored": found.figures} if found else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
@@ -209,6 +211,9 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
                 f"residual {told['residual']:.3g} (noise {told['noise']:g}), mean standard deviation {told['std']:.3g}",
                 err=True,
             )
+        if done.winners:
+            best = ", ".join(w.said for w in done.winners[:8]) + (", ..." if len(done.winners) > 8 else "")
+            typer.secho(f"best of each request: {best}", err=True)
     if done.samples is None:
         kept = f"{len(names)} files written. " if names else ""
         how = f"Go on with: ebb resume {said(done.state)}" if done.state else "Nothing had begun, nothing is kept."

@@ -8,20 +8,21 @@ Ctrl-C           finished samples are written, the journal is saved, and `ebb re
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ebbtide import api
-from ebbtide.app import output
+from ebbtide.app import output, winners
 from ebbtide.app.files import said
 from ebbtide.app.options import Options
 from ebbtide.app.progress import Pace, share
 from ebbtide.app.request import Request, resolve
 from ebbtide.app.screen import Screen
 from ebbtide.app.stopping import Stop
+from ebbtide.app.winners import Winner
 from ebbtide.core.errors import EbbError
 from ebbtide.core.plan import Plan
 from ebbtide.core.state import Step
@@ -44,7 +45,10 @@ class Manner:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run. `state` is the file to go on from where it was stopped; `code` the exit code."""
+    """What came of a run. `state` is the file to go on from where it was stopped; `code` the exit code.
+
+    winners   the best of each request, where the plan steered by a reward
+    """
 
     files: list[Path]
     samples: Samples | None
@@ -53,6 +57,7 @@ class Outcome:
     rate: float
     state: Path | None = None
     code: int = 0
+    winners: list[Winner] = field(default_factory=list)
 
 
 class Keeper:
@@ -149,10 +154,12 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
             rate = (journal.calls - calls) / max(1e-9, journal.seconds - seconds)
             return Outcome(keeper.written, None, journal.calls, journal.seconds, rate, state=state, code=stop.code)
         files = keeper.finish(samples)
+        best = winners.of(samples)
+        files += [winners.write(samples, best, path)] if best else []
     if screen.on and manner.preview:
         screen.console.print(screen.picture(samples.pixels))
     rate = (samples.calls - calls) / max(1e-9, samples.seconds - seconds)
-    return Outcome(files, samples, samples.calls, samples.seconds, rate, code=1 if samples.failed else 0)
+    return Outcome(files, samples, samples.calls, samples.seconds, rate, code=1 if samples.failed else 0, winners=best)
 
 
 def reopen(file: Path) -> tuple[Request, Path, Manner, Journal]:

@@ -303,6 +303,12 @@ class Loop:
             memory[name] = merge(pick, fresh.memory.get(name, {}), memory.get(name, {}))
         return replace(state, memory=memory)
 
+    def jump(self, state: State, x: Tree, t: Tensor, i: Tensor) -> State:
+        """The state put at another point of the grid by who stands above the loop; what parts remember starts afresh."""
+        own = {"solve", "steer", *self.layer_names, *(f"correct/{j}" for j in range(len(self.correct)))}
+        kept = {k: v for k, v in state.memory.items() if k not in own}
+        return self.fresh(replace(state, x=x, t=t, i=i, memory=kept))
+
     # ---------------------------------------------------------------- the fold
 
     def done(self, state: State) -> bool:

@@ -48,6 +48,12 @@ def near(x: Tensor, point: Any = 0.0) -> Tensor:
     return -away.flatten(1).square().sum(1) / 2
 
 
+@reward("hit")
+def hit(x: Tensor, point: Any = 0.0, width: float = 0.1) -> Tensor:
+    """exp of minus half the squared distance to a point in units of `width`: 1 at the point, nothing far from it."""
+    return (near(x, point) / width**2).exp()
+
+
 @reward("digit")
 def digit(x: Tensor, cond: Mapping[str, Tree], label: int | None = None) -> Tensor:
     """The probability that the shipped classifier reads the digit `label`, or the one each sample was asked to be."""

@@ -25,10 +25,10 @@ Differs  weights are kept as logarithms, so they need no bounds. diff carries it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from ebbtide.core.errors import EbbError
@@ -37,7 +37,7 @@ from ebbtide.core.parts import Process, Steer
 from ebbtide.core.registry import part
 from ebbtide.core.state import State, Step
 from ebbtide.core.tree import Memory, tree_map
-from ebbtide.measure import rewards
+from ebbtide.steer import judge
 from ebbtide.steer.particles import arrived, effective, first_of, foreseen, furthest, parents, requests
 
 KEPT = ("reward", "product", "carried")
@@ -59,7 +59,7 @@ class FKSteering(Steer):
         {"reward": "mean", "ess": 1.0},
         {"reward": {"name": "mean"}, "ess": 1.0, "potential": "max", "every": 2},
     )
-    reward: str | dict[str, Any]
+    reward: judge.Reward
     strength: Annotated[float, Field(ge=0)] = 10.0
     potential: Literal["diff", "max", "add", "rt"] = "diff"
     every: Annotated[int, Field(ge=1)] = 1
@@ -68,22 +68,14 @@ class FKSteering(Steer):
     ess: Annotated[float, Field(gt=0, le=1)] = 0.5
     floor: float = 0.0
 
-    @field_validator("reward")
-    @classmethod
-    def _known(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
-        rewards.check(value)
-        return value
-
     def init(self, state: State, ask: Ask) -> Memory:
-        if self.on and not bool(state.i.any()):  # only where a run begins
-            if len(requests(state.group)) == len(state):
+        if self.on:
+            if not bool(state.i.any()) and len(requests(state.group)) == len(state):
                 raise EbbError(
                     f"steer {self.called!r} lets the samples of a request compete, and here each request is one "
                     "sample: say how many belong together, such as group=4 (--group 4)."
                 )
-            two = state.take(torch.arange(2))
-            blank = ask.pixels(tree_map(torch.zeros_like, two.x))
-            rewards.trial(self.reward, rewards.Seen(blank, two.cond, ask.text))
+            judge.trial(self.reward, state, ask)
         return {}
 
     def step(
@@ -102,15 +94,13 @@ class FKSteering(Steer):
         pick = lambda v: v[rows.to(v.device)]  # noqa: E731
         asking, landed = ask(state.take(rows)), landed[rows]
         x = foreseen(asking, step.pred.map(pick), tree_map(pick, step.state.x), landed, process)
-        seen = rewards.Seen(asking.pixels(x), asking.state.cond, asking.text)
-        said = rewards.scores(rewards.find(self.reward), seen)
+        said = judge.judged(self.reward, asking, x)
 
         held = {k: memory.get(k, torch.zeros(len(state), dtype=torch.float64)) for k in KEPT}
         mine = self._weigh({k: v[rows] for k, v in held.items()}, said.value - self.floor, landed)
         parent, unsteered = self._resample(asking, mine["carried"], held["carried"][rows], landed)
         kept = {k: v.index_copy(0, rows, mine[k]) for k, v in held.items()}
-        notes = {**step.info, self.called: len(rows) - unsteered}
-        notes |= {f"{self.called}: {why}": count for why, count in said.unread.items()}
+        notes = {**step.info, self.called: len(rows) - unsteered, **judge.told(self.called, said)}
         notes |= {f"{self.called}: unsteered": unsteered} if unsteered else {}
         return _descend(step._replace(state=step.state.remember("steer", kept), info=notes), rows, parent)
 
@@ -154,10 +144,8 @@ class FKSteering(Steer):
         return parent, unsteered
 
     def remarks(self, notes: Mapping[str, int]) -> list[str]:
-        name = self.reward if isinstance(self.reward, str) else self.reward["name"]
-        said = {k.partition(": ")[2]: n for k, n in notes.items() if k.startswith(f"{self.called}: ")}
-        unsteered = said.pop("unsteered", 0)
-        out = [f"the reward {name!r} {why}, {n} times; those particles gave way to others." for why, n in said.items()]
+        unsteered = notes.get(f"{self.called}: unsteered", 0)
+        out = judge.remarks(self.called, self.reward, notes, "those particles gave way to others")
         if unsteered:
             out.append(
                 f"no reward could be read of whole groups, {unsteered} particles in all: they went on unsteered."

@@ -161,12 +161,17 @@ def _chain() -> tuple[Tensor, Tensor]:
     return torch.full((len(LETTERS),), 1 / len(LETTERS), dtype=torch.float64), step / step.sum(1, keepdim=True)
 
 
-def _share(bench: Bench, k: int) -> float:
-    """The mean share of vowels in text of a masked model, for requests of k particles."""
+def letters() -> ebb.Model:
+    """Text of letters that follow letters, under masks: the law is exact."""
     first, step = _chain()
     law = MarkovChain(Masked(len(LETTERS)), first, step, LENGTH)
     like = torch.zeros(LENGTH, dtype=torch.int64)
-    model = ebb.load(law, like=like, medium="text", decode=lambda row: "".join(LETTERS[v] for v in row.tolist()))
+    return ebb.load(law, like=like, medium="text", decode=lambda row: "".join(LETTERS[v] for v in row.tolist()))
+
+
+def _share(bench: Bench, k: int) -> float:
+    """The mean share of vowels in text of a masked model, for requests of k particles."""
+    model = letters()
     plan = bench.plan(TEXT)
     out = ebb.sample(model, plan.replace(steer=None) if k == 1 else plan, n=512, group=k)
     return float(vowels(out.x, out.text()).mean())
