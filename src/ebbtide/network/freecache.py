@@ -81,10 +81,10 @@ class FreeCache(Patch):
         return {"mask": torch.full((len(state),), process.mask + 1)}
 
     def mode(self, seen: Stack, rows: Rows) -> Tensor:
-        made = rows.load("tokens")
-        if made is None:
+        made, mask = rows.load("tokens"), rows.own("mask")
+        if made is None or mask is None:
             return torch.full((len(rows),), WHOLE)
-        due = (made == 0).all(1).cpu()
+        due = (made == 0).all(1).cpu() | (mask == 0).cpu()
         if self.refresh is not None:
             due = due | (rows.i % self.refresh == 0)
         return torch.where(due, WHOLE, SHORT)
