@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning
+from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning, writing
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 
@@ -72,6 +72,7 @@ def ebb(
 
 
 app.command(help=sampling.SAMPLE)(sampling.sample)
+app.command(help=writing.WRITE)(writing.write)
 app.command(help=sampling.RESUME)(sampling.resume)
 app.command("list", help=catalogue.LIST)(catalogue.listing)
 app.command(help=explain.EXPLAIN)(explain.explain)

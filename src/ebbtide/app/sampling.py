@@ -11,8 +11,11 @@ from ebbtide.app import options as opt
 from ebbtide.app.words import describe, note
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ebbtide.app.request import Request
     from ebbtide.app.session import Outcome
+    from ebbtide.core.plan import Plan
 
 SAMPLE = describe(
     "Draw samples, and write them with the plan that repeats them.",
@@ -90,21 +93,42 @@ def sample(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ) -> None:
-    options = opt.typed(locals())
+    drawn(opt.typed(locals()), out, overwrite=overwrite, frames=frames, preview=preview, quiet=quiet, json=json)
+
+
+def drawn(
+    options: opt.Options,
+    out: str | None,
+    base: Plan | None = None,
+    fits: Callable[[Request], Request] = lambda request: request,
+    *,
+    overwrite: bool,
+    frames: bool,
+    preview: bool,
+    quiet: bool,
+    json: bool,
+    told: bool = False,
+) -> None:
+    """What was asked for from its options to its files.
+
+    base  the plan that options are laid over where none is given
+    fits  sees the request before anything is run or written, and may refuse it
+    told  texts are also given on standard output
+    """
     from ebbtide.app import output
     from ebbtide.app.request import resolve
 
     path = None if out is None else _output(out)
     if path is not None:
         output.check(path, [], overwrite, frames)
-    request = resolve(options)
+    request = fits(resolve(options, base))
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
     path = _default(request) if path is None else path
     output.check(path, seeds_of(request.seed, request.n), overwrite, frames, request.model, request.recorded)
     note(request.notes, quiet)
-    _report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json)
+    _report(carry_out(request, path, Manner(frames, preview, quiet)), request, quiet, json, told)
 
 
 def resume(
@@ -138,7 +162,7 @@ def _default(request: Request) -> Path:
     return free(Path(request.model.name).name or "samples", suffix)
 
 
-def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
+def _report(done: Outcome, request: Request, quiet: bool, json: bool, told: bool = False) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
     from ebbtide.app.progress import speed
@@ -158,10 +182,15 @@ def _report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             "calls_per_second": round(done.rate, 2),
             "failed": [f._asdict() for f in failed],
             **({"remarks": remarks} if remarks else {}),
+            **({"text": done.samples.text()} if told and done.samples is not None else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
         }
         typer.echo(js.dumps(about))
-    elif done.samples is not None and not quiet:
+    elif told and done.samples is not None:
+        from ebbtide.app.forms import lines
+
+        typer.echo(lines(done.samples.text()))
+    if done.samples is not None and not quiet and not json:
         shown = ", ".join(names) if len(names) <= 3 else f"{len(names)} files in {said(done.files[0].parent)}"
         typer.secho(
             f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({speed(done.rate)}): {shown}",
