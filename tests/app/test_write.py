@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import interrupt
 from rich.console import Console
 
+from conftest import interrupt
 from ebbtide import zoo
 from ebbtide.app import screen
 from ebbtide.app.preview import letters
@@ -28,7 +28,11 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fits(text: str, template: str) -> bool:
     """Whether a text is the template with its blanks filled."""
-    return len(text) == len(template) and all(b in ("_", a) for a, b in zip(text, template, strict=True)) and "_" not in text
+    return (
+        len(text) == len(template)
+        and all(b in ("_", a) for a, b in zip(text, template, strict=True))
+        and "_" not in text
+    )
 
 
 def test_blanks_are_filled_by_a_plan_that_stands_beside_the_text(run: Callable[..., Any]) -> None:
@@ -56,8 +60,13 @@ def test_prompts_go_on_and_seeds_differ(run: Callable[..., Any]) -> None:
 def test_any_plan_or_solver_may_write(run: Callable[..., Any]) -> None:
     line = 'write shakespeare --prompt "O ____!" --json -o'
     for j, more in enumerate(
-        ("--plan credit-decoding --set solve.threshold=0.7", "--solver first-hitting", "--solver confidence --steps 2",
-         "--plan freecache", '--set "network=[freecache]" --set solve.threshold=1.5')  # fmt: skip
+        (
+            "--plan credit-decoding --set solve.threshold=0.7",
+            "--solver first-hitting",
+            "--solver confidence --steps 2",
+            "--plan freecache",
+            '--set "network=[freecache]" --set solve.threshold=1.5',
+        )
     ):
         about = json.loads(run(f"{line} {j}.txt {more}").out)
         assert fits(about["text"][0], "O ____!"), more
@@ -84,7 +93,9 @@ def test_what_cannot_be_is_said_in_a_sentence(refused: Callable[[str, str], None
     assert not [p for p in Path().iterdir() if p.suffix != ".png"]
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_text(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_goes_on_to_the_same_text(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = 'write shakespeare --prompt "A ____ and a ____ ____." --set solve.threshold=2 -o'
     whole = run(f"{line} whole.txt").out
     calls, answer = [0], Network.__call__
@@ -103,7 +114,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_text(run: Callable[..., Any],
     assert Path("part.txt").read_text() == whole
 
 
-def test_tokens_appear_on_a_terminal_as_they_are_decided(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_appear_on_a_terminal_as_they_are_decided(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(screen, "stderr", lambda: Console(file=shown, force_terminal=True, width=80, height=20))
     monkeypatch.setattr(screen, "_EVERY", 0.0)

@@ -32,10 +32,12 @@ class Sure(Denoiser):
 
 def ran(denoiser, x, **solve):
     model = ebb.load(denoiser, like=x[0])
-    return ebb.sample(model, ebb.Plan(start="given", solve=solve, grid="events"), cond={"start": x}, n=len(x), trace=True)
+    return ebb.sample(
+        model, ebb.Plan(start="given", solve=solve, grid="events"), cond={"start": x}, n=len(x), trace=True
+    )
 
 
-HALF = dict.fromkeys(range(1, 5), [0.95, 0.5, 0.92, 0.6])
+HALF = {key: [0.95, 0.5, 0.92, 0.6] for key in range(1, 5)}
 
 
 def test_all_that_pass_are_shown_together_and_else_the_surest_one():
@@ -68,7 +70,7 @@ def test_a_threshold_above_one_is_one_token_a_call():
 
 def test_credits_bring_a_timid_token_over_the_threshold():
     """Place 0 says 0.8 again and again: alpha = 1, beta = 1/2, gamma = 1 lift it past 0.9 at the second step, by hand."""
-    table = dict.fromkeys(range(1, 4), [0.8, 0.85, 0.95])
+    table = {key: [0.8, 0.85, 0.95] for key in range(1, 4)}
     x = torch.full((1, 3), MASK)
     knobs = {"threshold": 0.9, "beta": 0.5, "gamma": 1.0}
     plain = ran(Sure(table), x, name="threshold", threshold=0.9)
@@ -81,7 +83,7 @@ def test_credits_bring_a_timid_token_over_the_threshold():
 
 
 def test_credits_of_a_block_begin_with_it():
-    table = dict.fromkeys(range(1, 5), [0.95, 0.95, 0.6, 0.6])
+    table = {key: [0.95, 0.95, 0.6, 0.6] for key in range(1, 5)}
     model = ebb.load(Sure(table), like=torch.zeros(4, dtype=torch.int64))
     plan = ebb.Plan(solve={"name": "credit-decoding", "block": 2}, grid="events")
     steps = [step.state.memory["solve"]["credits"] for step in ebb.run(model, plan)]

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ebbtide.app import catalogue, checks, evaluating, explain, plans, sampling, shipped, solvers, training, tuning, writing
+from ebbtide.app import (
+    catalogue,
+    checks,
+    evaluating,
+    explain,
+    plans,
+    sampling,
+    shipped,
+    solvers,
+    training,
+    tuning,
+    writing,
+)
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
 

@@ -20,13 +20,19 @@ WRITE = describe(
     ('ebb write shakespeare --prompt "JULIET:" --new 60 -n 3', "three ways to go on, each of 60 characters"),
     ("ebb write shakespeare --prompt @lines.txt -o filled.txt", "a text for each line of a file, all at once"),
     ('ebb write bert/ --prompt "The ___ sat on the [MASK]."', "a masked language model of transformers"),
-    ('ebb write shakespeare --prompt "O ____!" --plan credit-decoding --set solve.threshold=0.7', "by the plan of a system"),
+    (
+        'ebb write shakespeare --prompt "O ____!" --plan credit-decoding --set solve.threshold=0.7',
+        "by the plan of a system",
+    ),
     ("ebb write --plan filled.plan.yaml -o again.txt", "the same text, token for token"),
     more="The text comes on standard output, and into a file with its plan beside it. A run that is stopped goes on with "
     "[cyan]ebb resume[/cyan]. Solvers for text: [cyan]threshold, credit-decoding, confidence, first-hitting[/cyan].",
 )
 
-DEFAULT: dict[str, Any] = {"solve": {"name": "threshold", "threshold": 0.9, "temperature": 0.7}, "grid": {"name": "events"}}
+DEFAULT: dict[str, Any] = {
+    "solve": {"name": "threshold", "threshold": 0.9, "temperature": 0.7},
+    "grid": {"name": "events"},
+}
 STEPS = 32
 
 
@@ -39,16 +45,24 @@ def write(
         list[str] | None,
         opt.what("--prompt", metavar="TEXT|@FILE", help="Text with blanks (____), or to go on from; may be repeated."),
     ] = None,
-    new: Annotated[int | None, opt.what("--new", help="Tokens to write after a prompt (to the end of the row).")] = None,
+    new: Annotated[
+        int | None, opt.what("--new", help="Tokens to write after a prompt (to the end of the row).")
+    ] = None,
     n: Annotated[int | None, opt.count("How many texts (one a prompt).")] = None,
     seed: Annotated[str | None, opt.seeds(0)] = None,
-    steps: Annotated[int | None, opt.how("--steps", help="Steps, for a solver that needs a grid of times (32).")] = None,
-    solver: Annotated[str | None, opt.how("--solver", metavar="PART", help="How tokens are decided (threshold).")] = None,
+    steps: Annotated[
+        int | None, opt.how("--steps", help="Steps, for a solver that needs a grid of times (32).")
+    ] = None,
+    solver: Annotated[
+        str | None, opt.how("--solver", metavar="PART", help="How tokens are decided (threshold).")
+    ] = None,
     grid: Annotated[str | None, opt.how("--grid", metavar="PART", help="Which times (events, or linear).")] = None,
     guidance: opt.Guidance = None,
     sets: Annotated[
         list[str] | None,
-        opt.how("--set", metavar="SLOT.PARAM=VALUE", help="Any other parameter, as solve.temperature=1; may be repeated."),
+        opt.how(
+            "--set", metavar="SLOT.PARAM=VALUE", help="Any other parameter, as solve.temperature=1; may be repeated."
+        ),
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -107,5 +121,7 @@ def written(request: Request, new: int | None) -> Request:
     if isinstance(start, torch.Tensor) and mask is not None:
         full = (~(start == mask).flatten(1).any(1)).nonzero()[:, 0].tolist()
         if full:
-            raise EbbError(f"text {full[0]} has no blank to fill: write ____ where tokens are wanted, or leave --new out.")
+            raise EbbError(
+                f"text {full[0]} has no blank to fill: write ____ where tokens are wanted, or leave --new out."
+            )
     return request

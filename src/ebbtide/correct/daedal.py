@@ -101,7 +101,9 @@ class Daedal(Correct):
         unsure = (stage == 2) & (end < self.settled) & (least.values < self.low) & (left > 0)
         unsure &= length + self.expansion - 1 <= limit
         tail = torch.where(found & (left > 0), (limit - length).clamp(0, self.window // 2), 0)
-        added = torch.where(more, (limit - length).clamp(max=self.expansion), torch.where(unsure, self.expansion - 1, tail))
+        added = torch.where(
+            more, (limit - length).clamp(max=self.expansion), torch.where(unsure, self.expansion - 1, tail)
+        )
         place = torch.where(unsure, least.indices, length - 1)
         grown = self.widened(x, place, added, torch.where(tail > 0, self.eos, known.mask))
         inside = torch.arange(x.shape[1], device=x.device) < (length + added)[:, None]
@@ -129,7 +131,9 @@ class Daedal(Correct):
         first = torch.where(seen & (x != mask), place + 1, 0).amax(1)
         length = seen.sum(1)
         free = length > first
-        length = torch.where(free, torch.minimum(length, (first + self.initial).clamp(max=max(self.limit(x), 1))), length)
+        length = torch.where(
+            free, torch.minimum(length, (first + self.initial).clamp(max=max(self.limit(x), 1))), length
+        )
         length = torch.maximum(length, first)
         inside = place < length[:, None]
         after = self.shown(state, x, inside)

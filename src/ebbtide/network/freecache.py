@@ -70,7 +70,9 @@ class FreeCache(Patch):
             kinds = [site.kind for site in block.attention]
             if block.kind != "block" or kinds != ["self"]:
                 has = f"a block of kind {block.kind} with {', '.join(kinds) or 'no'} attention"
-                raise EbbError(f"'freecache' keeps keys and values of plain layers of self-attention; {net.name} has {has}.")
+                raise EbbError(
+                    f"'freecache' keeps keys and values of plain layers of self-attention; {net.name} has {has}."
+                )
         return Stack(net.name, net.blocks, tuple(block.turning for block in net.blocks))
 
     def claims(self, seen: Stack) -> Iterable[nn.Module]:
@@ -92,7 +94,9 @@ class FreeCache(Patch):
     @contextmanager
     def enter(self, seen: Stack, rows: Rows) -> Iterator[None]:
         if rows.x.ndim != 2:
-            raise EbbError(f"'freecache' knows tokens in one row, not {rows.x.ndim - 1} dimensions of them; leave it out.")
+            raise EbbError(
+                f"'freecache' knows tokens in one row, not {rows.x.ndim - 1} dimensions of them; leave it out."
+            )
         chosen = None if rows.mode == WHOLE else self.choose(rows)
         rows.save("tokens", rows.x + 1)
         if chosen is not None:

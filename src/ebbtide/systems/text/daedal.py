@@ -99,7 +99,9 @@ def card(bench: Bench) -> Card:
     mine = write(model, plan, ROW if not bench.control else SHORT)
     fixed = {room: write(model, plan.replace(correct=[]), room) for room in (SHORT, 16, 24, 32, LONG)}
     best = max(fixed, key=lambda room: (fixed[room].right, -room))
-    bench.check("points right over the best fixed length", mine.right - fixed[best].right, at_least=-1, published=">= 0")
+    bench.check(
+        "points right over the best fixed length", mine.right - fixed[best].right, at_least=-1, published=">= 0"
+    )
     bench.check("points right over a short one", mine.right - fixed[SHORT].right, at_least=10)
     bench.check("tokens before the end, over the best fixed one's", mine.ratio / fixed[best].ratio, at_least=1.3)
     bench.check("work over that of the best fixed length", mine.work / fixed[best].work, at_most=0.9)
@@ -110,6 +112,7 @@ def card(bench: Bench) -> Card:
     lines = [f"{room} places: {f.right:.0f}% right, ratio {f.ratio:.2f}, work {f.work}" for room, f in fixed.items()]
     own = f"DAEDAL: {mine.right:.0f}% right, ratio {mine.ratio:.2f}, work {mine.work}, lengths {mine.lengths.tolist()}"
     return bench.card(
-        "; ".join([own, *lines]) + ". The row asks for work of at most 0.8: a chain that must be followed token by token makes "
+        "; ".join([own, *lines])
+        + ". The row asks for work of at most 0.8: a chain that must be followed token by token makes "
         "the longest answers, which no canvas can shorten, most of it."
     )
