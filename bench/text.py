@@ -80,7 +80,7 @@ def batch(turns: int) -> Iterator[figures.Figure]:
 def main() -> int:
     """The command line."""
     parser = figures.parser(__doc__)
-    parser.add_argument("sections", nargs="*", choices=["calls", "batch", []], help="all by default")
+    parser.add_argument("sections", nargs="*", help="all by default")
     parser.add_argument("--n", type=int, default=64, help="texts")
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()

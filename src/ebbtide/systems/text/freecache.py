@@ -74,6 +74,6 @@ def card(bench: Bench) -> Card:
     never, least = run([{"name": "freecache"}])
     return bench.card(
         f"{unlike:.1%} of {tokens} hidden characters differ. Frozen for good, as the paper has it, "
-        f"{int((never.x != full.x).sum()) / tokens:.1%} do, at {most / least:.1f}x fewer multiplications: in so small a network "
+        f"{int((never.x != full.x).sum()) / tokens:.1%} do, at {most / least:.1f}x fewer multiplications: in a small network "
         "what is settled still hangs on what is not."
     )
