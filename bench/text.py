@@ -7,7 +7,7 @@ calls   texts of 48 characters by the shipped masked model, one token a call aga
         model, the latter's over the former's; both draw their tokens                            bars 1 / 4, 1.02
         One token a call is meant twice: in an order drawn by lot, which has the law of the model (`first-hitting`), and the
         surest first (`threshold` above 1), which writes what is likelier than what it was taught.
-batch   eight prompts with 4 to 32 blanks, by thresholds, one token a call at most where nothing is sure: the time of all in
+batch   eight prompts with 4 to 32 blanks, and eight with 4 to 12, by thresholds, one token a call at most where nothing is sure: the time of all in
         one batch over that of one after another, the runs taking turns; tokens must be equal     bar 1 / 2.5
 """
 
@@ -30,7 +30,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "by lot": {"name": "first-hitting"},
     "surest first": {"name": "threshold", "threshold": 2.0, "temperature": 0.8},
 }
-PROMPTS = (
+WIDE = (
     "ROMEO: ____ love",
     "The king is ______ here.",
     "What say you, ________?",
@@ -39,6 +39,16 @@ PROMPTS = (
     "JULIET: ________________!",
     "I pray you, ____________________",
     "And so ________________________________.",
+)
+NEAR = (
+    "ROMEO: ____ love",
+    "The king is _____.",
+    "What say ______?",
+    "O, _______ night!",
+    "My lord ________",
+    "JULIET: _________!",
+    "I pray __________",
+    "And so ____________.",
 )
 
 
@@ -59,22 +69,25 @@ def calls(n: int) -> Iterator[figures.Figure]:
         yield figures.Figure(f"perplexity, {name}", mine / theirs, 1.02, said=f"{mine:.2f} / {theirs:.2f}")
 
 
-def batch(turns: int) -> Iterator[figures.Figure]:
+def batch(prompts: tuple[str, ...], turns: int) -> Iterator[figures.Figure]:
     """Time of a batch over that of its prompts one after another."""
     model = ebb.load("shakespeare")
     plan = ebb.Plan(solve={"name": "threshold", "threshold": 0.9}, grid="events")
     texts: dict[str, list[str]] = {}
 
     def together() -> None:
-        texts["together"] = ebb.sample(model, plan, cond={"prompt": list(PROMPTS)}, n=len(PROMPTS)).text()
+        texts["together"] = ebb.sample(model, plan, cond={"prompt": list(prompts)}, n=len(prompts)).text()
 
     def alone() -> None:
-        texts["alone"] = [ebb.sample(model, plan, cond={"prompt": p}, n=1).text()[0] for p in PROMPTS]
+        texts["alone"] = [ebb.sample(model, plan, cond={"prompt": p}, n=1).text()[0] for p in prompts]
 
     taken = figures.interleaved({"together": together, "alone": alone}, turns, each=1)
     assert texts["together"] == texts["alone"], "a text of the batch differs from the same alone"
+    blanks = [p.count("_") for p in prompts]
     said = f"{1e3 * taken['together']:.0f} / {1e3 * taken['alone']:.0f} ms"
-    yield figures.Figure("batch of 8 unequal prompts", taken["together"] / taken["alone"], 1 / 2.5, said=said)
+    yield figures.Figure(
+        f"batch of 8, {min(blanks)} to {max(blanks)} blanks", taken["together"] / taken["alone"], 1 / 2.5, said=said
+    )
 
 
 def main() -> int:
@@ -89,7 +102,8 @@ def main() -> int:
     if not given.sections or "calls" in given.sections:
         found += calls(given.n)
     if not given.sections or "batch" in given.sections:
-        found += batch(given.turns)
+        for prompts in (WIDE, NEAR):
+            found += batch(prompts, given.turns)
     return figures.report(f"Text, several tokens at a time ({figures.versions()})", found, given.json)
 
 
