@@ -7,7 +7,7 @@ calls   texts of 48 characters by the shipped masked model, one token a call aga
         model, the latter's over the former's; both draw their tokens                            bars 1 / 4, 1.02
         One token a call is meant twice: in an order drawn by lot, which has the law of the model (`first-hitting`), and the
         surest first (`threshold` above 1), which writes what is likelier than what it was taught.
-batch   eight prompts with 4 to 32 blanks, and eight with 4 to 12, by thresholds, one token a call at most where nothing is sure: the time of all in
+batch   eight prompts with 4 to 32 blanks, and eight with 4 to 12, by thresholds: the time of all in
         one batch over that of one after another, the runs taking turns; tokens must be equal     bar 1 / 2.5
 """
 
