@@ -372,6 +372,29 @@ def picture_net(process: Any, convolves: bool = False) -> Denoiser:
     return Network(module, process, predicts="x0", clock="scaled", nulls={"label": 3}, call=call)
 
 
+@functools.cache
+def _text_net() -> Any:
+    from torch import nn
+
+    from ebbtide.zoo.language import MaskedLM
+
+    noise = Noise(keys([5]), torch.zeros(1, dtype=torch.int64))
+    module = MaskedLM("abc", length=8, layers=2, heads=2, width=8, hidden=16, window=4).build(noise)
+    for j, p in enumerate(module.parameters()):  # answers that hang on every token
+        p.data = noise.fold(j).normal(p.data[None])[0] * 0.8
+    return nn.Module.requires_grad_(module, False)
+
+
+def text_net(process: Any) -> Denoiser:
+    """A small masked language model, for parts that change what such a network computes; one module for all worlds."""
+    from ebbtide.denoise.network import Network
+
+    def call(net: Any, x: Tensor, clock: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        return net(x).logits[..., : process.vocab]
+
+    return Network(_text_net(), process, predicts="logits", clock="time", nulls={"label": 3}, call=call)
+
+
 # ---------------------------------------------------------------- worlds
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -574,7 +597,12 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     given = frozenset({"null", "module"} if module else {"null"})
     plan = plan_around(entry, spec, kind, given)
     process = plan.parts("process")[0]
-    if module:
+    like: Tree
+    units: tuple[int, ...]
+    if module and "masked" in entry.needs:
+        like, units = torch.zeros(ELEMENTS, 8, dtype=torch.int64), ()
+        model = Model("world", text_net(process), like=torch.zeros(8, dtype=torch.int64))
+    elif module:
         if "affine" not in process.gives:
             raise EbbError("the network of these worlds makes pictures.")
         model = Model("world", picture_net(process), like=torch.zeros(1, 8, 8), labels=None)
@@ -583,8 +611,8 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
             model.loop(plain.replace(process=None), {"label": torch.tensor([0])})
         except EbbError:  # it may be about convolutions
             model = replace(model, denoiser=picture_net(process, convolves=True))
-        like: Tree = torch.zeros(ELEMENTS, 1, 8, 8)
-        units: tuple[int, ...] = ()
+        like = torch.zeros(ELEMENTS, 1, 8, 8)
+        units = ()
     else:
         like, units = _like(process, form)
         model = Model("world", denoiser(process, like), like=tree_map(lambda v: v[0], like))

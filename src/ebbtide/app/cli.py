@@ -25,6 +25,7 @@ from ebbtide.app import (
     steering,
     training,
     tuning,
+    writing,
 )
 from ebbtide.app.words import describe, note
 from ebbtide.core.errors import EbbError
@@ -88,6 +89,7 @@ def ebb(
 
 
 app.command(help=sampling.SAMPLE)(sampling.sample)
+app.command(help=writing.WRITE)(writing.write)
 app.command(help=sampling.RESUME)(sampling.resume)
 app.command(help=restoring.RESTORE)(restoring.restore)
 app.command(help=editing.EDIT)(editing.edit)

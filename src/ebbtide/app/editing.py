@@ -84,7 +84,7 @@ def edit(
     count = max(N, len(picture), len((label or "").split(",")), len(prompt or ())) if n is None else n
     base = _plan(by, strength, steps, guidance)
     options = replace(options, n=count, guidance=None)
-    draw(options, Shown(out, overwrite, frames, preview, quiet, json), lambda r: _look(r, picture, by, source), base)
+    draw(options, Shown(out, overwrite, frames, preview, quiet, json), base, lambda r: _fits(r, picture, by, source))
 
 
 def _source(by: str, label: int | None, prompt: str | None) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def _plan(by: str, strength: float, steps: int, guidance: float) -> Any:
     return Plan.from_dict(data)
 
 
-def _look(request: Request, pictures: list[str], by: str, source: dict[str, Any]) -> list[str]:
-    """What should be said before it is edited. Raises EbbError where the model makes no pictures, or cannot be told."""
+def _fits(request: Request, pictures: list[str], by: str, source: dict[str, Any]) -> Request:
+    """The request, with what should be said of it. Raises EbbError where the model makes no pictures, or cannot be told."""
     from PIL import Image
 
     model, told = request.model, []
@@ -149,4 +149,4 @@ def _look(request: Request, pictures: list[str], by: str, source: dict[str, Any]
         h, w = model.like.shape[-2:]
         if (high, wide) != (h, w):
             told.append(f"{name} is {wide} x {high} and is made {w} x {h}, the size of {model.name}'s pictures")
-    return told
+    return replace(request, notes=[*request.notes, *told])

@@ -135,12 +135,16 @@ def arrays(samples: Samples, path: Path) -> None:
             file.writestr(entry, member.getvalue())
 
 
+def lines(texts: list[str]) -> str:
+    """Texts as one, a line between those of several lines."""
+    return ("\n---\n" if any("\n" in t for t in texts) else "\n").join(texts)
+
+
 def text(samples: Samples, path: Path) -> None:
     """One text after another, a line between those of several lines."""
-    texts = samples.text()
-    between = "\n---\n" if any("\n" in t for t in texts) else "\n"
+    texts = lines(samples.text())
     with whole(path) as part:
-        part.write_text(between.join(texts) + "\n", encoding="utf-8")
+        part.write_text(texts + "\n", encoding="utf-8")
 
 
 WRITERS = {"sheet": sheet, "frames": frames, "arrays": arrays, "text": text}

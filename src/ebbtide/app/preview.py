@@ -1,4 +1,7 @@
-"""Pictures in the terminal: two pixels a character, the upper half block in the colour of one before that of the other."""
+"""Pictures in the terminal, two pixels a character: the upper half block in the colour of one before that of the other.
+
+Text as it forms, too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.style import Style
+    from rich.text import Text
 
 _SMALLEST = 14
 
@@ -95,3 +99,19 @@ def picture(x: Tree, columns: int, rows: int, medium: str = "image") -> Blocks:
         side = (max(1, int(images[0].width * scale)), max(1, int(images[0].height * scale)))
         images = [image.resize(side, Image.Resampling.BOX) for image in images]
     return Blocks(sheet(images, columns=min(across, len(images)), margin=1))
+
+
+def letters(texts: list[str], before: list[str], rows: int) -> Text:
+    """As many texts as fit into rows of characters; what is hidden is faint, and what was not there before is bold."""
+    from rich.text import Text
+
+    out, left = Text(), rows
+    for j, text in enumerate(texts):
+        left -= text.count("\n") + 1
+        if left < 0 and j:
+            break
+        last = before[j] if j < len(before) and len(before[j]) == len(text) else text
+        for new, old in zip(text, last, strict=True):
+            out.append(new, "dim" if new == "_" else "bold green" if new != old else "")
+        out.append("\n")
+    return out

@@ -13,6 +13,8 @@ from ebbtide.app import options as opt
 from ebbtide.app.words import describe, note
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ebbtide.app.request import Request
     from ebbtide.app.session import Outcome
     from ebbtide.core.plan import Plan
@@ -100,7 +102,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Shown:
-    """What was typed of what is written and shown."""
+    """What was typed of what is written and shown; `aloud`: texts also on standard output."""
 
     out: str | None
     overwrite: bool = False
@@ -108,18 +110,19 @@ class Shown:
     preview: bool = False
     quiet: bool = False
     json: bool = False
+    aloud: bool = False
 
 
 def draw(
     options: opt.Options,
     shown: Shown,
-    look: Callable[[Request], list[str]] | None = None,
     base: Plan | None = None,
+    fits: Callable[[Request], Request] = lambda request: request,
 ) -> None:
     """Draw what the options say, write it and report: what all commands that make samples come down to.
 
-    look   at the request before anything runs: gives what should be said of it, or raises EbbError
     base   the plan that options are laid over, where they name none
+    fits   sees the request before anything is run or written, and may change or refuse it
     """
     from ebbtide.app import output
     from ebbtide.app.request import resolve
@@ -127,17 +130,16 @@ def draw(
     path = None if shown.out is None else path_at(shown.out)
     if path is not None:
         output.check(path, [], shown.overwrite, shown.frames)
-    request = resolve(options, base)
-    told = [] if look is None else look(request)
+    request = fits(resolve(options, base))
     from ebbtide.app.session import Manner, carry_out
     from ebbtide.denoise.model import seeds_of
 
     path = default_of(request) if path is None else path
     seeds = seeds_of(request.seed, request.n)
     output.check(path, seeds, shown.overwrite, shown.frames, request.model, request.recorded)
-    note([*request.notes, *told], shown.quiet)
+    note(request.notes, shown.quiet)
     manner = Manner(shown.frames, shown.preview, shown.quiet)
-    report(carry_out(request, path, manner), request, shown.quiet, shown.json)
+    report(carry_out(request, path, manner), request, shown.quiet, shown.json, shown.aloud)
 
 
 def resume(
@@ -172,7 +174,7 @@ def default_of(request: Request) -> Path:
     return free(Path(request.model.name).name or "samples", suffix)
 
 
-def report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
+def report(done: Outcome, request: Request, quiet: bool, json: bool, aloud: bool = False) -> None:
     """The last lines, and the exit code."""
     from ebbtide.app.files import said
     from ebbtide.app.progress import speed
@@ -196,10 +198,15 @@ def report(done: Outcome, request: Request, quiet: bool, json: bool) -> None:
             **({"winners": [w._asdict() for w in done.winners]} if done.winners else {}),
             **({"remarks": remarks} if remarks else {}),
             **({"restored": found.figures} if found else {}),
+            **({"text": done.samples.text()} if aloud and done.samples is not None else {}),
             **({"state": said(done.state)} if done.state is not None else {}),
         }
         typer.echo(js.dumps(about))
-    elif done.samples is not None and not quiet:
+    elif aloud and done.samples is not None:
+        from ebbtide.app.forms import lines
+
+        typer.echo(lines(done.samples.text()))
+    if done.samples is not None and not quiet and not json:
         shown = ", ".join(names) if len(names) <= 3 else f"{len(names)} files in {said(done.files[0].parent)}"
         typer.secho(
             f"{request.n} samples, {done.calls} network calls in {done.seconds:.1f} s ({speed(done.rate)}): {shown}",

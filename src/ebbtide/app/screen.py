@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from ebbtide.app.preview import picture
+from ebbtide.app.preview import letters, picture
 from ebbtide.app.progress import Pace, clock, speed
 from ebbtide.core.state import Step
 from ebbtide.core.tree import Tree
@@ -93,9 +93,9 @@ class Live:
 
 
 class Screen(Live):
-    """The bar of a run of `ebb sample`, with a preview above it.
+    """The bar of a run of `ebb sample`, with a preview above it: pictures as they are foreseen, or text as it is decided.
 
-    pixels   makes pictures of latents; those that take long to make are shown less often
+    pixels   makes pictures of latents, or text of tokens; what takes long to make is shown less often
     """
 
     def __init__(
@@ -105,11 +105,12 @@ class Screen(Live):
         preview: bool = False,
         quiet: bool = False,
         medium: str = "image",
-        pixels: Callable[[Tree], Tree] = lambda x: x,
+        pixels: Callable[[Tree], Any] = lambda x: x,
     ) -> None:
         super().__init__(title, "calls", "rate", "left", quiet=quiet)
         self.pace, self.preview, self.medium, self.pixels = pace, preview, medium, pixels
         self.above: Any = None
+        self.before: list[str] = []
         self.next = -math.inf
 
     def update(self, step: Step) -> None:
@@ -118,13 +119,17 @@ class Screen(Live):
             return
         pace, began = self.pace, time.monotonic()
         if self.preview and began >= self.next:
-            x = step.pred.mean if step.pred is not None and step.pred.mean is not None else step.state.x
+            foreseen = None if step.pred is None or self.medium == "text" else step.pred.mean
+            x = step.state.x if foreseen is None else foreseen
             self.above = self.picture(self.pixels(x))
             ended = time.monotonic()
             self.next = ended + _SHARE * (ended - began)
         calls, left = f"{pace.calls}/{pace.total} calls", f"{clock(pace.left)} left"
         self.tell(pace.done, 1.0, above=self.above, calls=calls, rate=speed(pace.rate), left=left)
 
-    def picture(self, x: Tree) -> Any:
+    def picture(self, x: Any) -> Any:
         """The samples as they fit on this terminal."""
+        if self.medium == "text":
+            self.before, shown = x, letters(x, self.before, max(4, self.console.height - 3))
+            return shown
         return picture(x, self.console.width, max(4, self.console.height - 3), self.medium)

@@ -130,15 +130,16 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
     journal = journal or Journal()
     calls, seconds = journal.calls, journal.seconds
     model = request.model
-    if manner.preview and model.medium not in ("image", "video"):
-        raise EbbError(f"a preview shows pictures, and {model.name} makes none; leave --preview out.")
+    if manner.preview and model.medium not in ("image", "video", "text"):
+        raise EbbError(f"a preview shows pictures or text, and {model.name} makes none; leave --preview out.")
     begun = 0.0
     if journal.state is not None:
         begun = len(journal.state) * share(journal.state) / request.n
     pace = Pace(request.n, journal.finished, journal.calls, begun)
     keeper = Keeper(request, path, manner.frames, journal)
     trace = output.traced(path, model.medium, manner.frames)
-    screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium, model.preview)
+    seen = model.forming if model.medium == "text" else model.preview
+    screen = Screen(model.name, pace, manner.preview, manner.quiet, model.medium, seen)
     with screen, Stop(screen.stopping) as stop:
 
         def watch(step: Step, places: list[int]) -> None:
@@ -156,7 +157,7 @@ def carry_out(request: Request, path: Path, manner: Manner, journal: Journal | N
         files = keeper.finish(samples)
         best = winners.of(samples)
         files += [winners.write(samples, best, path)] if best else []
-    if screen.on and manner.preview:
+    if screen.on and manner.preview and model.medium != "text":
         screen.console.print(screen.picture(samples.pixels))
     rate = (samples.calls - calls) / max(1e-9, samples.seconds - seconds)
     return Outcome(files, samples, samples.calls, samples.seconds, rate, code=1 if samples.failed else 0, winners=best)

@@ -72,6 +72,10 @@ class Model:
             raise EbbError(f"{self.name} makes no text; its samples are in .x.")
         return [self.decode(row) for row in x]
 
+    def forming(self, x: Tree) -> list[str]:
+        """Text on its way, for a glance. Raises EbbError where the model makes none."""
+        return self.text(x)
+
     def preview(self, x: Tree) -> Tree:
         """Samples as pixels for a glance: `pixels`, unless the model was given something quicker."""
         return self.pixels(x)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ebbtide.core.errors import EbbError
 from ebbtide.core.parts import Part
 from ebbtide.core.state import Query, State
-from ebbtide.core.tree import Memory
+from ebbtide.core.tree import Memory, Tree, tree_map
 from ebbtide.network.anatomy import Site
 
 
@@ -38,6 +38,7 @@ class Run(NamedTuple):
     tag: str
     role: str
     t: Tensor
+    x: Tree
     whole: bool
 
     @property
@@ -62,7 +63,7 @@ class Rows:
         for query in queries:
             own = query.owners(len(state))
             rows = slice(start, start := start + len(own))
-            self.runs.append(Run(rows, own, query.tag, query.role, query.t, query.of is None))
+            self.runs.append(Run(rows, own, query.tag, query.role, query.t, query.x, query.of is None))
 
     def of(self, slot: str, mode: int = 0, note: Callable[[int], None] | None = None) -> Rows:
         """The same rows as the patch of this slot sees them; memory is shared."""
@@ -77,6 +78,11 @@ class Rows:
     def owners(self) -> Tensor:
         """The element of each row, (R,)."""
         return torch.cat([run.owners for run in self.runs])
+
+    @property
+    def x(self) -> Tree:
+        """What the network is asked about in each row, (R, ...)."""
+        return self.runs[0].x if len(self.runs) == 1 else tree_map(lambda *v: torch.cat(v), *(r.x for r in self.runs))
 
     @property
     def i(self) -> Tensor:

@@ -68,6 +68,10 @@ class LanguageModel(Model):
                 raise EbbError(f"{self.name} reads a prompt and no {k!r}: leave it out.")
         return {**self.writing.rows(cond["prompt"], cond.get("new_tokens"), n), **super().condition(rest, n)}
 
+    def forming(self, x: Tree) -> list[str]:
+        """Text on its way, an underscore for each token that is hidden."""
+        return [self.writing.forming(row) for row in x]
+
     def loop(self, plan: Plan, cond: Mapping[str, Any] | None = None) -> Loop:
         """The plan bound to this model; a prompt is where it starts: `prior`, which knows none, becomes `given`.
 

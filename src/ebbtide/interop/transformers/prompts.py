@@ -11,6 +11,7 @@ Shapes   rows (n, L) int64, padded on the right; attention_mask (n, L) int64, 1 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,19 @@ class Writing:
         ids = row.tolist()
         while ids and ids[-1] == self.pad:
             ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def forming(self, row: Tensor) -> str:
+        """The text of a row of which some tokens are hidden, an underscore for each; ids, where there is no tokenizer."""
+        ids = row.tolist()
+        while ids and ids[-1] == self.pad:
+            ids.pop()
+        runs = itertools.groupby(ids, key=lambda k: k == self.mask)
+        return "".join("_" * len(list(run)) if hidden else self._said(list(run)) for hidden, run in runs)
+
+    def _said(self, ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 

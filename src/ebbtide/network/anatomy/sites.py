@@ -122,7 +122,13 @@ class Block(Site):
     @property
     def turned(self) -> str | None:
         """The argument that turns queries and keys by their place (rotary embeddings); None where it takes none."""
-        return next((k for k in _told(type(self.module).forward)[0] if "rotary" in k or "rope" in k), None)
+        takes = _told(type(self.module).forward)[0]
+        return next((k for k in takes if "rotary" in k or "rope" in k or k == "position_embeddings"), None)
+
+    @property
+    def turning(self) -> Port | None:
+        """Where its call takes what turns queries and keys by their place; None where it takes none."""
+        return None if self.turned is None else port(self.module, self.turned)
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
         """What a block of a U-Net applies one after another, with the place of each: that of the skip made or taken there.

@@ -116,4 +116,6 @@ def card(bench: Bench) -> Card:
         float((one["edges"][:, order][:, :, order] - two["edges"]).abs().max()),
     )
     bench.check("answers for nodes in another order", gap, at_most=1e-5, published="1e-5")
-    return bench.card(f"Covariance error {far:.3f} with {steps} calls, {far_pc:.3f} by predictor-corrector with twice as many.")
+    return bench.card(
+        f"Covariance error {far:.3f} with {steps} calls, {far_pc:.3f} by predictor-corrector with twice as many."
+    )
