@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.denoise.model import Model
-from ebbtide.denoise.network import Network
+from ebbtide.denoise.network import TIMES, Network
 
 _KINDS = {
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
@@ -45,6 +45,8 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         from ebbtide.zoo.video import video_model
 
         return video_model(module, process, about, name, digest)
+    if "beside" in about:
+        return _beside(module, process, about, name, digest)
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -68,6 +70,22 @@ def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call:
         nulls=about["nulls"],
         call=call,
     )
+
+
+def _beside(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
+    from ebbtide.learn.restoring import shown
+
+    leaf, spread = about["beside"]["name"], about["beside"]["spread"]
+
+    def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
+        if leaf not in cond:
+            raise EbbError(f"{name} sees a picture beside its own: give cond={{{leaf!r}: tensor shaped like x}}.")
+        t = TIMES[about["clock"]](clock.double().cpu(), about["steps_of_clock"])
+        out: Tensor = module(shown(process, x, t, cond[leaf].to(x), spread), clock).sample
+        return out
+
+    denoiser, like = denoiser_of(module, process, about, call), torch.zeros(about["shape"])
+    return Model(name, denoiser, like, medium=about["medium"], digest=digest)
 
 
 def _written(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:

@@ -16,6 +16,7 @@ from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
 from ebbtide.learn.masked import MaskedNELBO, untimed
 from ebbtide.learn.next_token import NextToken
+from ebbtide.learn.restoring import Restoring
 from ebbtide.learn.train import Progress, Recipe, train
 from ebbtide.process.gaussian import VPLinear
 from ebbtide.process.masked import Masked
@@ -27,6 +28,7 @@ from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.moving import Moving, load_moving
 from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.paired import PAIRS, PairedUNet
 from ebbtide.zoo.text import ALPHABET, Text, load_text
 from ebbtide.zoo.video import FrameMatching, VideoDiT
 
@@ -121,6 +123,20 @@ DIGITS_AUTOENCODER = Recipe(
     ema=0.995,
 )
 
+DIGITS_RESSHIFT = Recipe(
+    name="digits-resshift",
+    data="mnist",
+    network=PairedUNet(),
+    objective=Restoring(),
+    steps=3000,
+    batch=32,
+    lr=2e-3,
+    ema=0.995,
+)
+
+# The same network, pairs and budget, from noise alone: what residual shifting is held against.
+DIGITS_RESTORE = replace(DIGITS_RESSHIFT, name="digits-restore", objective=Restoring(process=VPLinear()))
+
 _ALL = (
     DIGITS,
     CLASSIFIER,
@@ -132,6 +148,8 @@ _ALL = (
     EMOJI_CLASSIFIER,
     MOVING_DIGITS,
     DIGITS_AUTOENCODER,
+    DIGITS_RESSHIFT,
+    DIGITS_RESTORE,
 )
 _RECIPES = {r.name: r for r in _ALL}
 
@@ -176,6 +194,8 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
     if about["medium"] == "video":
         return load_moving(source, network.size if size is None else size, network.frames)
     found = load_pictures(source, size)
+    if "pairs" in about:
+        return PAIRS[about["pairs"]](found)
     return padded(found) if "latent" in about else found
 
 
@@ -200,6 +220,8 @@ def fit(recipe: Recipe, data: Pictures | Moving | Text) -> Recipe:
     channels, high, wide = data.pixels.shape[1:]
     if high != wide:
         raise EbbError(f"these pictures are {high} x {wide}; this network wants squares: load them with size=.")
+    if isinstance(recipe.network, PairedUNet):
+        return replace(recipe, network=replace(recipe.network, size=high, channels=channels))
     classes = max(len(data.names), 1 if data.labels is None else int(data.labels.max()) + 1)
     if isinstance(recipe.network, Autoencoder):
         return replace(recipe, network=replace(recipe.network, size=high, channels=channels))
