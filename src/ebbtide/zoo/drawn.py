@@ -18,12 +18,16 @@ import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ebbtide import api
 from ebbtide.core.errors import EbbError
+from ebbtide.core.plan import Plan
+from ebbtide.denoise.model import Model
 
 STEPS, SCALE, FIRST = 10, 1.5, 100_000
 
@@ -32,7 +36,7 @@ STEPS, SCALE, FIRST = 10, 1.5, 100_000
 class Ways:
     """Samples and how they came to be.
 
-    states   (N, T + 1, C, H, W) float16, the sample first
+    states   (N, T + 1, *event), the sample first
     times    (T + 1,) float64, rising from 0 to 1
     labels   (N,) int64
     names    of the classes: none are known
@@ -65,21 +69,24 @@ class Ways:
         return self.states[index].float(), self.labels[index]
 
 
-def draw_ways(model: str, n: int, seed: int = FIRST, steps: int = STEPS, scale: float = SCALE) -> Ways:
-    """n ways that a shipped model's samples take on an even grid, the labels in turn."""
-    from ebbtide import api
-    from ebbtide.core.plan import Plan
+def ways_of(model: Model, plan: Plan, n: int, seed: int, cond: Any = None, keep: int = 1) -> Ways:
+    """n ways that samples take along an even grid; of its points every `keep`-th is kept."""
+    _, state = api.begin(model, plan, cond, n, seed)
+    states = [state.x, *api.sample(model, plan, cond=cond, n=n, seed=seed, trace=True).trace][::-keep]
+    times = torch.linspace(0, 1, len(states), dtype=torch.float64)
+    labels = torch.zeros(n, dtype=torch.int64) if cond is None else torch.tensor(cond)
+    return Ways(torch.stack(states, 1), times, labels)
 
+
+def draw_ways(model: str, n: int, seed: int = FIRST, steps: int = STEPS, scale: float = SCALE) -> Ways:
+    """n ways of a shipped model's samples, the labels in turn, float16."""
     opened = api.load(model)
     plan = Plan(solve="unipc", grid={"name": "linear", "steps": steps}, guide={"name": "cfg", "scale": scale})
-    states, labels = [], [k % (opened.labels or 1) for k in range(n)]
-    for first in range(0, n, 100):
-        own = labels[first : first + 100]
-        _, state = api.begin(opened, plan, own, len(own), seed + first)
-        way = [state.x, *api.sample(opened, plan, cond=own, n=len(own), seed=seed + first, trace=True).trace]
-        states.append(torch.stack(way[::-1], 1).half())
-    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    return Ways(torch.cat(states), times, torch.tensor(labels))
+    labels = [k % (opened.labels or 1) for k in range(n)]
+    parts = [
+        ways_of(opened, plan, len(labels[k : k + 100]), seed + k, labels[k : k + 100]) for k in range(0, n, 100)
+    ]
+    return Ways(torch.cat([p.states.half() for p in parts]), parts[0].times, torch.tensor(labels))
 
 
 def save_ways(ways: Ways, path: str | Path) -> None:

@@ -47,10 +47,14 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         return video_model(module, process, about, name, digest)
     if "beside" in about:
         return _beside(module, process, about, name, digest)
+    from ebbtide.learn.trajectory import far
+
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
         label = cond["label"] if "label" in cond else torch.full((len(x),), null)
+        if "until" in cond:
+            x = far(x, (clock - cond["until"]) / about["steps_of_clock"])
         out: Tensor = module(x, clock, class_labels=label.to(x.device)).sample
         return out
 
@@ -69,6 +73,7 @@ def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call:
         steps=about["steps_of_clock"],
         nulls=about["nulls"],
         call=call,
+        jumps=about.get("far", False),
     )
 
 

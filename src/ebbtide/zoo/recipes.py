@@ -16,18 +16,21 @@ from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
 from ebbtide.learn.masked import MaskedNELBO, untimed
 from ebbtide.learn.next_token import NextToken
+from ebbtide.learn.reflow import Reflow
 from ebbtide.learn.restoring import Restoring
 from ebbtide.learn.train import Progress, Recipe, train
+from ebbtide.learn.trajectory import Trajectories
 from ebbtide.process.gaussian import VPLinear
 from ebbtide.process.masked import Masked
 from ebbtide.zoo.autoencoder import Autoencoder, padded
 from ebbtide.zoo.categories import CategoryCNN, load_sorted
 from ebbtide.zoo.classifier import SmallCNN
 from ebbtide.zoo.data import Pictures, load_pictures
+from ebbtide.zoo.drawn import Ways, load_ways
 from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.moving import Moving, load_moving
-from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.networks import DiT, StudentDiT, UNet
 from ebbtide.zoo.paired import PAIRS, PairedUNet
 from ebbtide.zoo.text import ALPHABET, Text, load_text
 from ebbtide.zoo.video import FrameMatching, VideoDiT
@@ -134,8 +137,26 @@ DIGITS_RESSHIFT = Recipe(
     ema=0.995,
 )
 
-# The same network, pairs and budget, from noise alone: what residual shifting is held against.
-DIGITS_RESTORE = replace(DIGITS_RESSHIFT, name="digits-restore", objective=Restoring(process=VPLinear()))
+# Students of `digits`, which learn from the ways that its samples took: see `zoo.drawn`.
+DIGITS_REFLOW = Recipe(
+    name="digits-reflow",
+    data="ways of digits",
+    network=StudentDiT(),
+    objective=Reflow(drop=0.0, peaked=0.0, at_end=0.25),
+    steps=1200,
+    batch=32,
+    lr=5e-4,
+    warmup=50,
+    ema=0.99,
+)
+
+DIGITS_CTM = replace(
+    DIGITS_REFLOW,
+    name="digits-ctm",
+    network=StudentDiT(far=True),
+    objective=Trajectories(drop=0.0, peaked=0.0),
+    steps=1800,
+)
 
 _ALL = (
     DIGITS,
@@ -149,7 +170,8 @@ _ALL = (
     MOVING_DIGITS,
     DIGITS_AUTOENCODER,
     DIGITS_RESSHIFT,
-    DIGITS_RESTORE,
+    DIGITS_REFLOW,
+    DIGITS_CTM,
 )
 _RECIPES = {r.name: r for r in _ALL}
 
@@ -179,6 +201,11 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
     network: Any = recipe.network
     about = network.about()
     text, named = about["medium"] == "text", "prompt" in about or "categories" in about
+    if isinstance(network, StudentDiT):
+        if data is None or str(data).startswith("hub:"):
+            teacher, steps = network.teacher, "-m ebbtide.zoo.drawn"
+            raise EbbError(f"{recipe.name} learns from {teacher}: `python {steps} {teacher} F.npz`, then --data F.npz.")
+        return load_ways(data)
     if text or named:
         if data is None or str(data).startswith("hub:"):
             what = "a text file: give --data FILE.txt" if text else "pictures with names: give --data FILE.npz"
@@ -199,7 +226,7 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
     return padded(found) if "latent" in about else found
 
 
-def fit(recipe: Recipe, data: Pictures | Moving | Text) -> Recipe:
+def fit(recipe: Recipe, data: Pictures | Moving | Text | Ways) -> Recipe:
     """The recipe with what its network must know of the data: size, channels and classes, or the alphabet.
 
     Pictures without labels train a model of one class that is never named. Raises EbbError for pictures that are not
