@@ -80,13 +80,19 @@ def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call:
 def _beside(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
     from ebbtide.learn.restoring import shown
 
-    leaf, spread = about["beside"]["name"], about["beside"]["spread"]
+    said = about["beside"]
+    leaf = said["name"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
         if leaf not in cond:
             raise EbbError(f"{name} sees a picture beside its own: give cond={{{leaf!r}: tensor shaped like x}}.")
-        t = TIMES[about["clock"]](clock.double().cpu(), about["steps_of_clock"])
-        out: Tensor = module(shown(process, x, t, cond[leaf].to(x), spread), clock).sample
+        t, beside = TIMES[about["clock"]](clock.double().cpu(), about["steps_of_clock"]), cond[leaf].to(x)
+        if said.get("once") and bool((t < 1).any()):
+            raise EbbError(f"{name} was taught at the first time alone: sample it in one step, grid linear, steps 1.")
+        x = x if said.get("shown", True) else torch.zeros_like(x)
+        seen = shown(process, x, t, beside, said["spread"]) if "spread" in said else torch.cat([x, beside], 1)
+        task = torch.full((len(x),), said["task"], device=x.device) if "task" in said else None
+        out: Tensor = module(seen, clock, class_labels=task).sample
         return out
 
     denoiser, like = denoiser_of(module, process, about, call), torch.zeros(about["shape"])

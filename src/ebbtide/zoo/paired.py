@@ -102,6 +102,11 @@ class PairedUNet:
     widths: tuple[int, ...] = (16, 32, 48)
     head: int = 24
 
+    @property
+    def told(self) -> int:
+        """How many tasks it is told apart by a label; 0 where there is one task and no label."""
+        return 0
+
     def build(self, noise: Noise | None = None) -> nn.Module:
         """The module in `eval()`; its last layer begins as zero."""
         from diffusers.models.unets.unet_2d import UNet2DModel
@@ -118,6 +123,7 @@ class PairedUNet:
                 up_block_types=("AttnUpBlock2D", *("UpBlock2D",) * low),
                 attention_head_dim=self.head,
                 norm_num_groups=8,
+                num_class_embeds=self.told or None,
             )
         if noise is not None:
             draw(module, noise)
@@ -133,6 +139,21 @@ class PairedUNet:
         """Pictures, without labels."""
         shape = [self.channels, self.size, self.size]
         return {"medium": "image", "shape": shape, "range": [-1, 1], "labels": 1, "pairs": self.pairs}
+
+
+@dataclass(frozen=True)
+class SwitchedUNet(PairedUNet):
+    """The same with a label that says what is asked of it: an embedding that is added to that of the time."""
+
+    pairs: str = "shapes"
+    size: int = 20
+    widths: tuple[int, ...] = (16, 32, 32)
+    head: int = 16
+    tasks: int = 2
+
+    @property
+    def told(self) -> int:
+        return self.tasks
 
 
 PAIRS = {"degraded": Degraded}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide.core.errors import EbbError, nearest
+from ebbtide.learn.annotating import Annotating, Diffusing
 from ebbtide.learn.autoencoding import Autoencoding
 from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
@@ -31,7 +32,8 @@ from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.moving import Moving, load_moving
 from ebbtide.zoo.networks import DiT, StudentDiT, UNet
-from ebbtide.zoo.paired import PAIRS, PairedUNet
+from ebbtide.zoo.paired import PAIRS, PairedUNet, SwitchedUNet
+from ebbtide.zoo.shapes import Shapes
 from ebbtide.zoo.text import ALPHABET, Text, load_text
 from ebbtide.zoo.video import FrameMatching, VideoDiT
 
@@ -158,6 +160,23 @@ DIGITS_CTM = replace(
     steps=1800,
 )
 
+SHAPES_DEPTH = Recipe(
+    name="shapes-depth",
+    data="shapes",
+    network=SwitchedUNet(),
+    objective=Annotating(),
+    steps=1500,
+    batch=16,
+    lr=2e-3,
+    warmup=100,
+    ema=0.99,
+)
+
+# What the first is held against: without its detail preserver, and the diffusion of many steps.
+SHAPES_DEPTH_PLAIN = replace(SHAPES_DEPTH, name="shapes-depth-plain", objective=Annotating(reconstruct=0.0))
+
+SHAPES_DEPTH_DIFFUSION = replace(SHAPES_DEPTH, name="shapes-depth-diffusion", objective=Diffusing())
+
 _ALL = (
     DIGITS,
     CLASSIFIER,
@@ -172,6 +191,9 @@ _ALL = (
     DIGITS_RESSHIFT,
     DIGITS_REFLOW,
     DIGITS_CTM,
+    SHAPES_DEPTH,
+    SHAPES_DEPTH_PLAIN,
+    SHAPES_DEPTH_DIFFUSION,
 )
 _RECIPES = {r.name: r for r in _ALL}
 
@@ -215,6 +237,10 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
         if "categories" in about:
             return load_sorted(data)
         return load_text(data, network.length) if text else load_named(data, network.length)
+    if about.get("pairs") == "shapes":
+        if data is not None:
+            raise EbbError(f"{recipe.name} learns from scenes that it makes itself; leave the data out.")
+        return Shapes(network.size if size is None else size)
     if data is None and not fetch:
         raise EbbError(f"say what to learn from: --data FOLDER, --data FILE.npz, or --data hub:{recipe.data}.")
     source = f"hub:{recipe.data}" if data is None else data
