@@ -68,7 +68,8 @@ class Ask:
         if self.given is None:
             return self._layer(0, queries)
         own = [
-            q.role == "point" and q.of is None and q.tag == "main" and q.cond is OWN and q.until is None for q in queries
+            q.role == "point" and q.of is None and q.tag == "main" and q.cond is OWN and q.until is None
+            for q in queries
         ]
         rest = [q for q, mine in zip(queries, own, strict=True) if not mine]
         asked = iter(self._layer(0, rest) if rest else ())

@@ -4,8 +4,8 @@
 
 The target is the clean annotation, not the noise in it: where everything is noise an error in eps is divided by a(T) on its way
 to y, which shows as annotations that differ from seed to seed. With the target y nothing is left for further steps to do.
-The second term, the detail preserver, asks the same network for its own input under another label, so that fine structure is not
-thrown away on the way.
+The second term, the detail preserver, asks the same network for its own input under another label, so that fine structure
+is not thrown away on the way.
 
 Shapes   pairs (B, 2, C, H, W): y and the picture, in [-1, 1]; f says (B, C, H, W)
 Paper    He et al. 2024, "Lotus: diffusion-based visual foundation model for high-quality dense prediction" (arXiv 2409.18124),

@@ -11,7 +11,8 @@ what the teacher's plan did: with guidance in it, the student needs none.
 
 With `at_end` a share of the rows is at t = 1, where f must lead all the way in one step: the distillation.
 
-Shapes   ways (B, T + 1, C, H, W): x0 first, z last (see `zoo.drawn`), or pairs (T = 1); labels (B,) or none; f says (B, C, H, W)
+Shapes   ways (B, T + 1, C, H, W): x0 first, z last (see `zoo.drawn`), or pairs (T = 1); labels (B,) or none; f says
+         (B, C, H, W)
 Paper    Liu, Gong, Liu 2022, "Flow straight and fast" (arXiv 2209.03003), algorithm 1; Liu et al. 2023, "InstaFlow"
          (2309.06380), section 2.3 and 3 (distillation after reflow)
 Off      pairs of independent noise are flow matching; at_end = 0 distils nothing.

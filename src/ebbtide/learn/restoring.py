@@ -8,7 +8,8 @@ louder than pictures are.
 
 Shapes   pairs (B, 2, C, H, W): x0 and y, in [-1, 1]; f says (B, C, H, W)
 Paper    Yue, Wang, Loy 2023, "ResShift" (arXiv 2307.12348), eq. 8; the scale: Yue, Wang, Loy 2024 (2403.07319), section 3.4
-Differs  times are continuous, a process without an end (b = 0) will do as well: a diffusion with y beside it. No perceptual loss.
+Differs  times are continuous, a process without an end (b = 0) will do as well: a diffusion with y beside it. No
+         perceptual loss.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     jump      a way of the teacher through x_t and x_s:   g must be g*, for which G = x_s
     denoise   x_t = a x0 + c eps:                         g(x_t, t, t) must be x0
 
-Both errors are taken in the network's own prediction, where they have one scale: with the flow process x_s = x_t - (t - s) f, so
-f* = (x_t - x_s) / (t - s), the mean velocity of the way, and z - x0 where there is none. The jump of no length is the identity
+Both errors are taken in the network's own prediction, where they have one scale: with the flow process x_s = x_t - (t - s) f,
+so f* = (x_t - x_s) / (t - s), the mean velocity of the way, and z - x0 where there is none. The jump of no length is the identity
 whatever f says; s = 0 is the sample, so one network serves one step, a few, or, as a denoiser, any solver.
 
 Shapes   ways (B, T + 1, *event): x[:, k] at time k / T, data first (see `zoo.drawn`); labels (B,) or none; f shaped like x

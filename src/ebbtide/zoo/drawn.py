@@ -83,9 +83,7 @@ def draw_ways(model: str, n: int, seed: int = FIRST, steps: int = STEPS, scale: 
     opened = api.load(model)
     plan = Plan(solve="unipc", grid={"name": "linear", "steps": steps}, guide={"name": "cfg", "scale": scale})
     labels = [k % (opened.labels or 1) for k in range(n)]
-    parts = [
-        ways_of(opened, plan, len(labels[k : k + 100]), seed + k, labels[k : k + 100]) for k in range(0, n, 100)
-    ]
+    parts = [ways_of(opened, plan, len(labels[k : k + 100]), seed + k, labels[k : k + 100]) for k in range(0, n, 100)]
     return Ways(torch.cat([p.states.half() for p in parts]), parts[0].times, torch.tensor(labels))
 
 

@@ -105,8 +105,8 @@ class StudentDiT(DiT):
     """A `DiT` that begins as a shipped one of its shape, its teacher.
 
     teacher   the name of that model
-    far       whether it is shown beside its state, as a plane of numbers, how far a step along its answer is to lead: t - s. What
-              reads that plane begins as zero, so at first the student says what the teacher does
+    far       whether it is shown beside its state, as a plane of numbers, how far a step along its answer is to lead: t - s.
+              What reads that plane begins as zero, so at first the student says what the teacher does
     """
 
     teacher: str = "digits"

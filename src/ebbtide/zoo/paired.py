@@ -50,7 +50,9 @@ def degrade(x: Tensor, noise: Noise, factor: int = 4, soft: float = 1.0, grain: 
     grain    standard deviation of the noise on what is left
     """
     if x.shape[-1] % factor or x.shape[-2] % factor:
-        raise EbbError(f"pictures of {x.shape[-2]} x {x.shape[-1]} have no whole blocks of {factor}; give another size.")
+        raise EbbError(
+            f"pictures of {x.shape[-2]} x {x.shape[-1]} have no whole blocks of {factor}; give another size."
+        )
     small = avg_pool2d(blur(x, soft), factor)
     small = small + grain * noise.normal(small)
     return interpolate(small, scale_factor=factor, mode="bilinear", align_corners=False)

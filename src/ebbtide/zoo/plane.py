@@ -10,6 +10,7 @@ Source   the waves: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Plane(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int, layers: int) -> None:
         super().__init__()
         sizes = [inputs + 1 + 2 * WAVES, *[width] * layers]
-        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
         self.net = nn.Sequential(*hidden, nn.Linear(width, outputs))
 
     def forward(self, x: Tensor, clock: Tensor, class_labels: Tensor | None = None) -> SimpleNamespace:
@@ -96,7 +97,5 @@ def fine_ways(model: Model, n: int, seed: int = 0) -> Ways:
 
 def student(network: PlaneMLP, objective: Objective, ways: Ways, steps: int, lr: float = 5e-3) -> Model:
     """A network that learnt from ways, as a model."""
-    recipe = Recipe(
-        "plane", "ways", network, objective, steps, batch=256, lr=lr, warmup=50, ema=0.99, weight_decay=0.0
-    )
+    recipe = Recipe("plane", "ways", network, objective, steps, batch=256, lr=lr, warmup=50, ema=0.99, weight_decay=0.0)
     return model_of(fitted(recipe, ways), {**network.about(), **objective.about()}, "student")

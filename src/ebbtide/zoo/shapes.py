@@ -56,7 +56,12 @@ class Shapes:
         """The scenes `index` (n,), heights and pictures; there are no labels."""
         noise = Noise(fold(keys([self.seed]), index), torch.zeros(len(index), dtype=torch.int64))
         u = noise.uniform((len(index), self.solids, 5)).float()
-        place, r, kind, paint = u[..., :2] * 1.5 - 0.75, 0.3 + 0.4 * u[..., 2], (u[..., 3] * 3).long(), 0.45 + 0.55 * u[..., 4]
+        place, r, kind, paint = (
+            u[..., :2] * 1.5 - 0.75,
+            0.3 + 0.4 * u[..., 2],
+            (u[..., 3] * 3).long(),
+            0.45 + 0.55 * u[..., 4],
+        )
         line = (torch.arange(self.size) + 0.5) * (2 / self.size) - 1
         off = torch.stack(torch.meshgrid(line, line, indexing="xy")) - place[..., None, None]
         r, paint, kind = (v[..., None, None] for v in (r, paint, kind))

@@ -99,7 +99,7 @@ def far(model: Model, solve: Any, steps: int) -> float:
     return sliced_w2(x.double(), exact.sample(N, seed=90_000), slices=64)
 
 
-def digits(name: str, plan: Plan, n: int = 500) -> float:
+def digits(name: str, plan: Plan, n: int = 200) -> float:
     """The Frechet distance of digits to real ones, in the features of the classifier."""
     known = reference.load()
     x = ebb.sample(name, plan, cond=[k % 10 for k in range(n)], n=n, seed=7000, batch=100).x
@@ -117,13 +117,17 @@ def card(bench: Bench) -> Card:
     bench.check("jump of no length moves by", float((moved - still).abs().max()), at_most=0.0, published="0")
     one = walk(model, plan, at[1.0], [1.0, 0.25])
     two = walk(model, plan, at[1.0], [1.0, 0.5, 0.25])
-    bench.check("one jump off the fine ODE, 1 to 0.25, relative", apart(one, at[0.25]), at_most=0.05, published="<= 0.05")
+    bench.check(
+        "one jump off the fine ODE, 1 to 0.25, relative", apart(one, at[0.25]), at_most=0.05, published="<= 0.05"
+    )
     bench.check("two jumps off one, relative", apart(two, one), at_most=0.05, published="<= 0.05")
     end = walk(model, plan, at[1.0], [1.0, 0.0])
     bench.check("one jump to the data off the fine ODE, relative", apart(end, ways.states[:, 0]), at_most=0.15)
     found = digits("digits-ctm", plan)
     euler = digits("digits", Plan(grid={"name": "linear", "steps": 1}, guide={"name": "cfg", "scale": 1.5}))
-    bench.check("digits in one step, Frechet over one Euler step of the teacher", found / euler, at_most=0.4, published="<= 0.4")
+    bench.check(
+        "digits in one step, Frechet over one Euler step of the teacher", found / euler, at_most=0.4, published="<= 0.4"
+    )
     if bench.control:
         return bench.card()
     bench.check("denoising error over the exact one", denoising(model), at_most=1.1, published="<= 1.1")
@@ -132,9 +136,9 @@ def card(bench: Bench) -> Card:
     line = {k: [1 - j / k for j in range(k + 1)] for k in jumps}
     ends = {k: apart(walk(model, plan, at[1.0], line[k]), ways.states[:, 0]) for k in jumps}
     bench.check("off the fine ODE in 2 jumps over that in 1", ends[2] / ends[1], at_most=1.0, published="falls")
-    more = {k: digits("digits-ctm", plan.replace(grid={"name": "linear", "steps": k})) for k in (2, 4)}
+    more = digits("digits-ctm", plan.replace(grid={"name": "linear", "steps": 2}))
     told = [", ".join(f"{v:.3f}" for v in some.values()) for some in (jumps, fresh, ends)]
     return bench.card(
-        f"Sliced W2 in 1, 2, 4, 8 steps: gamma 0 {told[0]}; gamma 1 {told[1]}; two exact sets are about 0.08 apart; off the ODE {told[2]}. Digits in "
-        f"1, 2, 4 steps: {found:.2f}, {more[2]:.2f}, {more[4]:.2f}; one Euler step of the teacher {euler:.1f}."
+        f"Sliced W2 in 1, 2, 4, 8 steps: gamma 0 {told[0]}; gamma 1 {told[1]}; two exact sets are about 0.08 apart; "
+        f"off the ODE {told[2]}. Digits in 1 and 2 steps: {found:.2f}, {more:.2f}; one Euler step of the teacher {euler:.1f}."
     )
