@@ -5,16 +5,15 @@
     denoise   x_t = a x0 + c eps:                         g(x_t, t, t) must be x0
 
 Both errors are taken in the network's own prediction, where they have one scale: with the flow process x_s = x_t - (t - s) f,
-so f* = (x_t - x_s) / (t - s), the mean velocity of the way, and z - x0 where there is none. The jump of no length is the identity
-whatever f says; s = 0 is the sample, so one network serves one step, a few, or, as a denoiser, any solver.
+so f* = (x_t - x_s) / (t - s), the mean velocity of the way, and z - x0 where there is none. The jump of no length is the
+identity whatever f says; s = 0 is the sample, so one network serves one step, a few, or, as a denoiser, any solver.
 
 Shapes   ways (B, T + 1, *event): x[:, k] at time k / T, data first (see `zoo.drawn`); labels (B,) or none; f shaped like x
 Paper    Kim, Lai et al. 2023, "Consistency trajectory models" (arXiv 2310.02279), eq. 7 and 9 (G and g), 11 (denoising); the
          mean velocity: Geng et al. 2025 (2505.13447), eq. 3
 Off      denoise = 1 learns no jumps: flow matching on the teacher's samples.
 Differs  targets are the teacher's own ways, kept beforehand: u = s in the paper, full distillation, and no average network.
-         Squared error of f, without the carry to time 0; no adversary. Of the paper's u in [s, t) nothing is needed where the
-         ways are at hand.
+         Squared error of f, without the carry to time 0; no adversary.
 """
 
 from __future__ import annotations
