@@ -6,13 +6,12 @@
 Paper    Kim, Lai et al. 2023, "Consistency trajectory models" (arXiv 2310.02279), eq. 7 to 11, algorithm 3; the published
          claim: FID 1.73 on CIFAR-10 in one step, and better with more
 Card     on eight Gaussians in the plane with their exact flow as the teacher: jumps against fine ODE solves, two jumps against
-         one, the denoiser in it against the exact one, and gamma = 0 against 1.
-         The control solves by `euler`, which does
-         not say where it goes, so the network answers as a denoiser
+         one, the denoiser in it against the exact one, and gamma = 0 against 1. The control solves by `euler`,
+         which does not say where it goes, so the network answers as a denoiser
 Differs  the teacher's ways are kept beforehand (u = s: full distillation), no adversary, no average network; points in place of
-         pictures, for which the recipe is `digits-ctm`.
-         That a network without the denoising loss loses its denoiser is not seen: kept ways hold steps short enough to teach
-         it (0.95 of the distance to the exact mean, one seed), so the card does not ask for it
+         pictures, for which the recipe is `digits-ctm`. That a network without the denoising loss loses its denoiser is not
+         seen: kept ways hold steps short enough to teach it (0.95 of the distance to the exact mean, one
+         seed), so the card does not ask for it
 """
 
 from __future__ import annotations
@@ -126,6 +125,6 @@ def card(bench: Bench) -> Card:
     bench.check("off the fine ODE in 2 jumps over that in 1", ends[2] / ends[1], at_most=1.0, published="falls")
     told = [", ".join(f"{v:.3f}" for v in some.values()) for some in (jumps, fresh, ends)]
     return bench.card(
-        f"Sliced W2 in 1, 2, 4, 8 steps: gamma 0 {told[0]}; gamma 1 {told[1]}; two exact sets are about 0.08 apart, so which falls "
-        f"longer is not told. Off the ODE, gamma 0: {told[2]}."
+        f"Sliced W2 in 1, 2, 4, 8 steps: gamma 0 {told[0]}; gamma 1 {told[1]}; two exact sets are about 0.08 apart, so "
+        f"which falls longer is not told. Off the ODE, gamma 0: {told[2]}."
     )
