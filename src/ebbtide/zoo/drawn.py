@@ -108,4 +108,4 @@ def load_ways(path: str | Path) -> Ways:
 
 
 if __name__ == "__main__":
-    save_ways(draw_ways(sys.argv[1], int((*sys.argv[3:], 3000)[0])), sys.argv[2])
+    save_ways(draw_ways(sys.argv[1], int(sys.argv[3]) if len(sys.argv) > 3 else 3000), sys.argv[2])
