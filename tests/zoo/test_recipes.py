@@ -322,8 +322,18 @@ def test_weights_fit_into_four_megabytes() -> None:
 
 def test_the_recipes_are_recipes() -> None:
     assert recipes.names() == sorted(
-        ["classifier", *DIGITS, "digits-autoencoder", "emoji", "emoji-classifier", "moving-digits", *TEXT]
-        + ["digits-resshift", *STUDENTS, *SCENES]
+        [
+            "classifier",
+            *DIGITS,
+            *TEXT,
+            *STUDENTS,
+            *SCENES,
+            "digits-resshift",
+            "digits-autoencoder",
+            "emoji",
+            "emoji-classifier",
+            "moving-digits",
+        ]
     )
     assert all(isinstance(recipes.recipe(n), Recipe) and recipes.recipe(n).name == n for n in recipes.names())
 
