@@ -23,10 +23,12 @@ from ebbtide.zoo import language, recipes
 from ebbtide.zoo.autoencoder import Autoencoder
 from ebbtide.zoo.categories import CategoryCNN
 from ebbtide.zoo.data import Pictures
+from ebbtide.zoo.drawn import Ways, save_ways
 from ebbtide.zoo.emoji import TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.models import network
 from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.paired import PairedUNet, SwitchedUNet
 from ebbtide.zoo.text import Text, decode, encode, load_text
 from ebbtide.zoo.video import VideoDiT
 
@@ -39,6 +41,8 @@ def pictures(classes: int | None, channels: int = 3, size: int = 32) -> Pictures
 
 DIGITS = ["digits", "digits-eps", "digits-unet"]
 TEXT = ["shakespeare", "shakespeare-causal"]
+STUDENTS = ["digits-ctm", "digits-reflow"]
+SCENES = ["shapes-depth", "shapes-depth-diffusion", "shapes-depth-plain"]
 
 
 @pytest.mark.parametrize("classes", [None, 3])
@@ -76,8 +80,11 @@ def data(tmp_path: Path) -> dict[str, Path]:
     names, groups = ["red square", "Blue square", "nothing: at all"], ["Symbols", "Symbols", "Objects"]
     np.savez(tmp_path / "e.npz", x=squares, name=names, category=groups)
     files = {**dict.fromkeys(TEXT, "d.txt"), "emoji": "e.npz", "emoji-classifier": "e.npz"}
-    files["digits-autoencoder"] = "q.npz"
-    return {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
+    files |= {"digits-autoencoder": "q.npz", "digits-resshift": "q.npz", **dict.fromkeys(STUDENTS, "w.npz")}
+    noise = torch.randn(10, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    save_ways(Ways(noise, torch.linspace(0, 1, 3, dtype=torch.float64), torch.arange(10)), tmp_path / "w.npz")
+    found: dict[str, Any] = {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
+    return {**found, **dict.fromkeys(SCENES)}
 
 
 @pytest.fixture
@@ -90,6 +97,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         CausalLM: {"layers": 2, "heads": 2, "width": 32, "hidden": 32, "length": 32},
         VideoDiT: {"layers": 1, "heads": 1, "width": 16},
         CategoryCNN: {"maps": (8, 8)},
+        PairedUNet: {"widths": (8, 8, 16), "head": 8},
+        SwitchedUNet: {"widths": (8, 8, 16), "head": 8, "size": 8},
         Autoencoder: {"widths": (8, 8, 8)},
         TextToImage: {"layers": 1, "heads": 1, "width": 32, "patch": 2, "told": 32, "length": 4},
     }
@@ -313,7 +322,18 @@ def test_weights_fit_into_four_megabytes() -> None:
 
 def test_the_recipes_are_recipes() -> None:
     assert recipes.names() == sorted(
-        ["classifier", *DIGITS, "digits-autoencoder", "emoji", "emoji-classifier", "moving-digits", *TEXT]
+        [
+            "classifier",
+            *DIGITS,
+            *TEXT,
+            *STUDENTS,
+            *SCENES,
+            "digits-resshift",
+            "digits-autoencoder",
+            "emoji",
+            "emoji-classifier",
+            "moving-digits",
+        ]
     )
     assert all(isinstance(recipes.recipe(n), Recipe) and recipes.recipe(n).name == n for n in recipes.names())
 

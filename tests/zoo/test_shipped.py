@@ -50,6 +50,11 @@ def test_shipped_weights_are_of_the_recipes(shared: Path, name: str) -> None:
     """Of the data that they name, to the last step."""
     known = recipes.recipe(name)
     about = json.loads((zoo.folder(name) / "recipe.json").read_text("utf-8"))
+    if known.data not in FILES:
+        # what a model drew or a formula made is no file to look into; the recipe without its data must still be the same
+        assert about["recipe"] == json.loads(json.dumps(plain(known)))
+        assert about["step"] == known.steps, "weights of a run that has not ended"
+        return
     data = recipes.read(known, shared / "assets" / "data" / FILES[known.data])
     fitted = recipes.fit(known, data)
     assert about["recipe"] == json.loads(json.dumps(plain(fitted)))

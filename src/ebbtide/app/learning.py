@@ -24,7 +24,7 @@ class Show(Live):
         super().__init__(recipe.name, "step", "loss", "rate", "left", quiet=quiet, lines=True)
         self.recipe = recipe
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
-        self.samples = "process" in self.about
+        self.samples = "process" in self.about and "beside" not in self.about
         self.drawn = -math.inf
         self.thing = "windows" if self.about["medium"] in ("text", "series") else "pictures"
         if not quiet:

@@ -58,15 +58,19 @@ class Ask:
         tag: str = "main",
         of: Tensor | None = None,
         at: Tensor | None = None,
+        until: Tensor | None = None,
     ) -> Pred:
         """The prediction at (x, t); see `Query` for the other arguments."""
-        return self.many((Query(x, t, cond, tag, role, of, at),))[0]
+        return self.many((Query(x, t, cond, tag, role, of, at, until),))[0]
 
     def many(self, queries: Sequence[Query]) -> list[Pred]:
         """The predictions of several queries. A prediction already paid for answers the state's own point."""
         if self.given is None:
             return self._layer(0, queries)
-        own = [q.role == "point" and q.of is None and q.tag == "main" and q.cond is OWN for q in queries]
+        own = [
+            q.role == "point" and q.of is None and q.tag == "main" and q.cond is OWN and q.until is None
+            for q in queries
+        ]
         rest = [q for q, mine in zip(queries, own, strict=True) if not mine]
         asked = iter(self._layer(0, rest) if rest else ())
         return [self.given if mine else next(asked) for mine in own]

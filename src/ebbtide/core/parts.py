@@ -96,9 +96,13 @@ class Denoiser:
     """E[x0 | x_t] or log p(x0 | x_t): what stands behind the innermost layer. Closed forms and networks alike.
 
     process   the process whose x_t it understands; the border converts where a plan samples in another
+    jumps     whether it knows the way from any time to any earlier one. It then finds the time to reach, in its own process,
+              in cond["until"], shaped like t, and answers with the data that a step of `euler` from t must be given to land
+              there exactly; where that time is t itself, this is E[x0 | x_t], and where it is 0, the end of the way
     """
 
     process: Process
+    jumps: bool = False
 
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
         """Answer rows: x (R, ...), t float64 on the CPU (R,) or (R, *units), cond (R, ...), in data space.

@@ -217,6 +217,7 @@ class Query(NamedTuple):
     role   "point" the state's own (x, t) | "stage" inside a solver | "look" ahead | "commit" a finished block
     of     which element each row belongs to (None: row r is element r)
     at     which units a row shows (None: all)
+    until  the time of each unit that a step along this answer is to reach, for denoisers that jump (None: the next instant)
     """
 
     x: Tree
@@ -226,6 +227,7 @@ class Query(NamedTuple):
     role: str = "point"
     of: Tensor | None = None
     at: Tensor | None = None
+    until: Tensor | None = None
 
     def rows(self, index: Tensor) -> Query:
         """The same question for some of its rows."""
@@ -236,6 +238,7 @@ class Query(NamedTuple):
             cond=self.cond if isinstance(self.cond, _Sentinel) else tree_map(pick, self.cond),
             of=index if self.of is None else self.of[index],
             at=None if self.at is None else self.at[index],
+            until=None if self.until is None else self.until[index],
         )
 
     def owners(self, n: int) -> Tensor:

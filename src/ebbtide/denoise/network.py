@@ -83,10 +83,10 @@ class Border(Layer):
         if len(queries) == 1 and not self.patches and queries[0].of is None:
             (q,) = queries  # the common case, with nothing to sort or join
             ask.calls += n
-            return [self._answer(q.x, q.t, self._condition(q, state.cond, ask.loop.reads))], memory
+            return [self._answer(q.x, q.t, self._told(q, state.cond, ask.loop.reads))], memory
         ask.calls += sum(len(q.t) for q in queries)
         pieces = self._pieces(queries, state, memory)
-        conds = [self._condition(p.query, state.cond, ask.loop.reads) for p in pieces]
+        conds = [self._told(p.query, state.cond, ask.loop.reads) for p in pieces]
         groups: dict[Any, list[int]] = {}
         for k, (piece, cond) in enumerate(zip(pieces, conds, strict=True)):
             groups.setdefault((piece.modes, *_signature(piece.query.x), *_signature(cond)), []).append(k)
@@ -125,6 +125,14 @@ class Border(Layer):
                 index = None if len(kinds) == 1 else (modes == kind).all(1).nonzero()[:, 0]
                 out.append(Piece(k, index, q if index is None else q.rows(index), tuple(kind.tolist())))
         return out
+
+    def _told(self, query: Query, cond: dict[str, Tree], hidden: frozenset[str]) -> dict[str, Tree]:
+        """The condition of each row, and for a denoiser that jumps the time to reach."""
+        told = self._condition(query, cond, hidden)
+        if not self.denoiser.jumps:
+            return told
+        until = query.t if query.until is None else query.until
+        return {**told, "until": self._convert(until)[0] if self.converts else until}
 
     def _condition(self, query: Query, cond: dict[str, Tree], hidden: frozenset[str]) -> dict[str, Tree]:
         """The condition that each row of a query is asked under: its owner's, none, or one of its own.
@@ -265,6 +273,7 @@ class Network(Denoiser):
     steps     of a discrete or scaled clock
     nulls     the value of a condition's leaf that stands for none, by name (a label's extra class)
     call      how the module is called; by default `module(x, clock, **cond)`
+    jumps     whether it is told where a step leads to: `call` then finds that time on the same clock in cond["until"]
 
     Raises EbbError where it predicts numbers of a process over tokens, or the other way round.
     """
@@ -277,6 +286,7 @@ class Network(Denoiser):
     nulls: dict[str, int | float] = field(default_factory=dict)
     call: Callable[..., Any] = lambda module, x, clock, cond: module(x, clock, **cond)
     sigma_data: float = 0.5
+    jumps: bool = False
 
     def __post_init__(self) -> None:
         tokens = "discrete" in self.process.gives
@@ -297,7 +307,9 @@ class Network(Denoiser):
         return replace(self, module=module)
 
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
-        clock = CLOCKS[self.clock](self.process, t, self.steps).to(self._home.get("device"), torch.float32)
+        clock = self._clock(t)
+        if "until" in cond and self.jumps:
+            cond = {**cond, "until": self._clock(cond["until"])}
         if self.predicts == "logits":
             return Pred(logits=self._unmasked(self.call(self.module, x, clock, cond).to(_device(x))))
         if self.predicts == "edm":
@@ -306,6 +318,9 @@ class Network(Denoiser):
         if x.ndim > 1 and out.shape[1] == 2 * x.shape[1]:  # a learned variance beside the mean
             out = out[:, : x.shape[1]]
         return Pred(mean=self.process.to_x0(self.predicts, out.to(x), x, t, cond))
+
+    def _clock(self, t: Any) -> Tensor:
+        return CLOCKS[self.clock](self.process, t, self.steps).to(self._home.get("device"), torch.float32)
 
     def _unmasked(self, logits: Tensor) -> Tensor:
         """Logits of x0, which is never a mask, for networks whose vocabulary has one; finite, so guidance can add them."""

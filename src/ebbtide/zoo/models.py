@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ebbtide.core import registry
 from ebbtide.core.errors import EbbError, nearest
 from ebbtide.denoise.model import Model
-from ebbtide.denoise.network import Network
+from ebbtide.denoise.network import TIMES, Network
 
 _KINDS = {
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
@@ -50,10 +50,16 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         from ebbtide.zoo.series import series_model
 
         return series_model(module, process, about, name, digest)
+    if "beside" in about:
+        return _beside(module, process, about, name, digest)
+    from ebbtide.learn.trajectory import far
+
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
         label = cond["label"] if "label" in cond else torch.full((len(x),), null)
+        if "until" in cond:
+            x = far(x, (clock - cond["until"]) / about["steps_of_clock"])
         out: Tensor = module(x, clock, class_labels=label.to(x.device)).sample
         return out
 
@@ -72,7 +78,30 @@ def denoiser_of(module: nn.Module, process: Any, about: Mapping[str, Any], call:
         steps=about["steps_of_clock"],
         nulls=about["nulls"],
         call=call,
+        jumps=about.get("far", False),
     )
+
+
+def _beside(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:
+    from ebbtide.learn.restoring import shown
+
+    said = about["beside"]
+    leaf = said["name"]
+
+    def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
+        if leaf not in cond:
+            raise EbbError(f"{name} sees a picture beside its own: give cond={{{leaf!r}: tensor shaped like x}}.")
+        t, beside = TIMES[about["clock"]](clock.double().cpu(), about["steps_of_clock"]), cond[leaf].to(x)
+        if said.get("once") and bool((t < 1).any()):
+            raise EbbError(f"{name} was taught at the first time alone: sample it in one step, grid linear, steps 1.")
+        x = x if said.get("shown", True) else torch.zeros_like(x)
+        seen = shown(process, x, t, beside, said["spread"]) if "spread" in said else torch.cat([x, beside], 1)
+        task = torch.full((len(x),), said["task"], device=x.device) if "task" in said else None
+        out: Tensor = module(seen, clock, class_labels=task).sample
+        return out
+
+    denoiser, like = denoiser_of(module, process, about, call), torch.zeros(about["shape"])
+    return Model(name, denoiser, like, medium=about["medium"], digest=digest)
 
 
 def _written(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str) -> Model:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ebbtide.core.errors import EbbError
 from ebbtide.core.key import Noise
 
 
@@ -54,6 +55,11 @@ class DiT:
     width: int = 32
     classes: int = 10
 
+    @property
+    def planes(self) -> int:
+        """Channels that it is shown beside its state."""
+        return 0
+
     def build(self, noise: Noise | None = None) -> nn.Module:
         """The module in `eval()`: in train mode this class drops labels by itself, from the global generator."""
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -62,7 +68,8 @@ class DiT:
             module = DiTTransformer2DModel(
                 num_attention_heads=self.heads,
                 attention_head_dim=self.width,
-                in_channels=self.channels,
+                in_channels=self.channels + self.planes,
+                out_channels=self.channels,
                 num_layers=self.layers,
                 sample_size=self.size,
                 patch_size=self.patch,
@@ -91,6 +98,44 @@ class DiT:
         """Pictures, one label each."""
         shape = [self.channels, self.size, self.size]
         return {"medium": "image", "shape": shape, "range": [-1, 1], "labels": self.classes}
+
+
+@dataclass(frozen=True)
+class StudentDiT(DiT):
+    """A `DiT` that begins as a shipped one of its shape, its teacher.
+
+    teacher   the name of that model
+    far       whether it is shown beside its state, as a plane of numbers, how far a step along its answer is to lead: t - s.
+              What reads that plane begins as zero, so at first the student says what the teacher does
+    """
+
+    teacher: str = "digits"
+    far: bool = False
+
+    @property
+    def planes(self) -> int:
+        return int(self.far)
+
+    def build(self, noise: Noise | None = None) -> nn.Module:
+        """The module in `eval()`; `noise` is not drawn from. Raises EbbError for a teacher of another shape."""
+        from ebbtide.zoo import folder
+        from ebbtide.zoo.models import network
+
+        module = super().build()
+        if noise is None:
+            return module
+        known = network(folder(self.teacher))[0].state_dict()
+        first = "pos_embed.proj.weight"
+        known[first] = nn.functional.pad(known[first], (0, 0, 0, 0, 0, self.planes))
+        try:
+            module.load_state_dict(known)
+        except RuntimeError as error:
+            why = str(error).splitlines()[1].strip()
+            raise EbbError(f"{self.teacher} cannot teach a network of another shape: {why}") from error
+        return module
+
+    def about(self) -> dict[str, Any]:
+        return {**super().about(), "far": self.far}
 
 
 @dataclass(frozen=True)

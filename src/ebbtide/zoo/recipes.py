@@ -11,23 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from ebbtide.core.errors import EbbError, nearest
+from ebbtide.learn.annotating import Annotating, Diffusing
 from ebbtide.learn.autoencoding import Autoencoding
 from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
 from ebbtide.learn.masked import MaskedNELBO, untimed
 from ebbtide.learn.next_token import NextToken
+from ebbtide.learn.reflow import Reflow
+from ebbtide.learn.restoring import Restoring
 from ebbtide.learn.train import Progress, Recipe, train
+from ebbtide.learn.trajectory import Trajectories
 from ebbtide.process.gaussian import VPLinear
 from ebbtide.process.masked import Masked
 from ebbtide.zoo.autoencoder import Autoencoder, padded
 from ebbtide.zoo.categories import CategoryCNN, load_sorted
 from ebbtide.zoo.classifier import SmallCNN
 from ebbtide.zoo.data import Pictures, load_pictures
+from ebbtide.zoo.drawn import Ways, load_ways
 from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.moving import Moving, load_moving
-from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.networks import DiT, StudentDiT, UNet
+from ebbtide.zoo.paired import PAIRS, PairedUNet, SwitchedUNet
 from ebbtide.zoo.series import Series, SeriesDiT, SeriesMatching, load_series
+from ebbtide.zoo.shapes import Shapes
 from ebbtide.zoo.text import ALPHABET, Text, load_text
 from ebbtide.zoo.video import FrameMatching, VideoDiT
 
@@ -134,6 +141,55 @@ ETTH1 = Recipe(
     ema=0.998,
 )
 
+DIGITS_RESSHIFT = Recipe(
+    name="digits-resshift",
+    data="mnist",
+    network=PairedUNet(),
+    objective=Restoring(),
+    steps=3000,
+    batch=32,
+    lr=2e-3,
+    ema=0.995,
+)
+
+# Students of `digits`, which learn from the ways that its samples took: see `zoo.drawn`.
+DIGITS_REFLOW = Recipe(
+    name="digits-reflow",
+    data="ways of digits",
+    network=StudentDiT(),
+    objective=Reflow(drop=0.0, peaked=0.0, at_end=0.25),
+    steps=1200,
+    batch=32,
+    lr=5e-4,
+    warmup=50,
+    ema=0.99,
+)
+
+DIGITS_CTM = replace(
+    DIGITS_REFLOW,
+    name="digits-ctm",
+    network=StudentDiT(far=True),
+    objective=Trajectories(drop=0.0, peaked=0.0),
+    steps=1800,
+)
+
+SHAPES_DEPTH = Recipe(
+    name="shapes-depth",
+    data="shapes",
+    network=SwitchedUNet(),
+    objective=Annotating(),
+    steps=800,
+    batch=16,
+    lr=2e-3,
+    warmup=100,
+    ema=0.99,
+)
+
+# What the first is held against: without its detail preserver, and the diffusion of many steps.
+SHAPES_DEPTH_PLAIN = replace(SHAPES_DEPTH, name="shapes-depth-plain", objective=Annotating(reconstruct=0.0))
+
+SHAPES_DEPTH_DIFFUSION = replace(SHAPES_DEPTH, name="shapes-depth-diffusion", objective=Diffusing())
+
 _ALL = (
     DIGITS,
     CLASSIFIER,
@@ -146,6 +202,12 @@ _ALL = (
     MOVING_DIGITS,
     DIGITS_AUTOENCODER,
     ETTH1,
+    DIGITS_RESSHIFT,
+    DIGITS_REFLOW,
+    DIGITS_CTM,
+    SHAPES_DEPTH,
+    SHAPES_DEPTH_PLAIN,
+    SHAPES_DEPTH_DIFFUSION,
 )
 _RECIPES = {r.name: r for r in _ALL}
 
@@ -179,6 +241,11 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
         if data is None or str(data).startswith("hub:"):
             raise EbbError(f"{recipe.name} learns from a table of series: give --data FILE.csv.")
         return load_series(data, network.length, network.context)
+    if isinstance(network, StudentDiT):
+        if data is None or str(data).startswith("hub:"):
+            teacher, steps = network.teacher, "-m ebbtide.zoo.drawn"
+            raise EbbError(f"{recipe.name} learns from {teacher}: `python {steps} {teacher} F.npz`, then --data F.npz.")
+        return load_ways(data)
     if text or named:
         if data is None or str(data).startswith("hub:"):
             what = "a text file: give --data FILE.txt" if text else "pictures with names: give --data FILE.npz"
@@ -188,16 +255,22 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
         if "categories" in about:
             return load_sorted(data)
         return load_text(data, network.length) if text else load_named(data, network.length)
+    if about.get("pairs") == "shapes":
+        if data is not None:
+            raise EbbError(f"{recipe.name} learns from scenes that it makes itself; leave the data out.")
+        return Shapes(network.size if size is None else size)
     if data is None and not fetch:
         raise EbbError(f"say what to learn from: --data FOLDER, --data FILE.npz, or --data hub:{recipe.data}.")
     source = f"hub:{recipe.data}" if data is None else data
     if about["medium"] == "video":
         return load_moving(source, network.size if size is None else size, network.frames)
     found = load_pictures(source, size)
+    if "pairs" in about:
+        return PAIRS[about["pairs"]](found)
     return padded(found) if "latent" in about else found
 
 
-def fit(recipe: Recipe, data: Pictures | Moving | Text | Series) -> Recipe:
+def fit(recipe: Recipe, data: Pictures | Moving | Text | Series | Ways) -> Recipe:
     """The recipe with what its network must know of the data: size, channels and classes, or the alphabet.
 
     Pictures without labels train a model of one class that is never named. Raises EbbError for pictures that are not
@@ -220,6 +293,8 @@ def fit(recipe: Recipe, data: Pictures | Moving | Text | Series) -> Recipe:
     channels, high, wide = data.pixels.shape[1:]
     if high != wide:
         raise EbbError(f"these pictures are {high} x {wide}; this network wants squares: load them with size=.")
+    if isinstance(recipe.network, PairedUNet):
+        return replace(recipe, network=replace(recipe.network, size=high, channels=channels))
     classes = max(len(data.names), 1 if data.labels is None else int(data.labels.max()) + 1)
     if isinstance(recipe.network, Autoencoder):
         return replace(recipe, network=replace(recipe.network, size=high, channels=channels))
