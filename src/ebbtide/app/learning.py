@@ -24,9 +24,9 @@ class Show(Live):
         super().__init__(recipe.name, "step", "loss", "rate", "left", quiet=quiet, lines=True)
         self.recipe = recipe
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
-        self.samples = "process" in self.about
+        self.samples = "process" in self.about and self.about["medium"] != "actions"  # a policy must see something
         self.drawn = -math.inf
-        self.thing = "windows" if self.about["medium"] == "text" else "pictures"
+        self.thing = {"text": "windows", "actions": "moments"}.get(self.about["medium"], "pictures")
         if not quiet:
             self.console.print(f"{recipe.name}: {pictures} {self.thing}, {recipe.batch} at a time")
 

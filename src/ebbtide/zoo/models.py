@@ -26,6 +26,7 @@ _KINDS = {
     "LlamaForCausalLM": "transformers",
     "ebbtide.zoo.emoji.Painter": "ebbtide.zoo.emoji",
     "ebbtide.zoo.video.VideoTransformer": "ebbtide.zoo.video",
+    "ebbtide.zoo.policy.PolicyTransformer": "ebbtide.zoo.policy",
 }
 
 
@@ -45,6 +46,10 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         from ebbtide.zoo.video import video_model
 
         return video_model(module, process, about, name, digest)
+    if about["medium"] == "actions":
+        from ebbtide.zoo.policy import policy_model
+
+        return policy_model(module, process, about, name, digest)
     null = about["nulls"]["label"]
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
