@@ -11,7 +11,7 @@
 
 The best coverage of an episode counts, as in the paper on diffusion policies; the last and the successes (> 0.95) are told
 beside. Seeds are shared by all ways and none was trained on; an error is one standard deviation of the mean, of differences
-where two ways are compared. `--keep` is a file to which each ten episodes are written, and from which a run goes on.
+where two ways are compared. `--keep` is a file to which each 25 episodes are written, and from which a run goes on.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ebbtide.measure.control import drive
 from ebbtide.measure.pusht import PushT
 from ebbtide.systems.act.rti_dp import SYSTEM
 
-ACTIONS, FIRST_SEED, AT_ONCE = 300, 100_000, 10
+ACTIONS, FIRST_SEED, AT_ONCE = 300, 100_000, 25
 
 
 def plans(way: str, every: int) -> tuple[ebb.Plan, ebb.Plan | None]:
     """Of the first tick, and of the others."""
     first = ebb.Plan.from_dict(SYSTEM.presets["rti-dp-first"])
-    later = ebb.Plan.from_dict(SYSTEM.presets["rti-dp"]).replace(start={"name": "warm", "shift": every})
+    later = ebb.Plan.from_dict(SYSTEM.presets["rti-dp-pusht"]).replace(start={"name": "warm", "shift": every})
     if way == "full":
         return first, None
     if way == "rti-dp":
@@ -59,6 +59,28 @@ def episodes(model: Model, way: str, every: int, seeds: list[int]) -> dict[str, 
     return {str(seed): row for seed, row in zip(seeds, rows.tolist(), strict=True)}
 
 
+def record(model: Model, file: Path, every: int = 4, count: int = 24, length: int = 41) -> None:
+    """A stretch of each of some episodes, where `zoo.demonstrations.stretches` reads them."""
+    from safetensors.torch import save_file
+
+    seeds = [2 * FIRST_SEED + k for k in range(count)]
+    world = PushT(seeds)
+    first, later = plans("rti-dp", every)
+    states = [world.seen()["obs"][:, -1]]
+    act = world.act
+
+    def written(actions: torch.Tensor) -> None:
+        act(actions)
+        states.append(world.seen()["obs"][:, -1])
+
+    world.act = written  # type: ignore[method-assign]
+    for _ in drive(model, world, first, later, seeds=seeds, ticks=40, every=every):
+        pass
+    begins = [5 * k for k in range(count)]  # early in some, later in others
+    rows = [torch.stack(states)[b : b + length, k] for k, b in enumerate(begins)]
+    save_file({"states": torch.stack(rows).contiguous()}, file)
+
+
 def main() -> int:
     """The command line."""
     parser = figures.parser(__doc__)
@@ -67,12 +89,16 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--ways", default="full,rti-dp,cold")
     parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--record", type=Path, default=None, help="write stretches of episodes to this file, no figures")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, ways = ebb.load(given.model), given.ways.split(",")
     name = f"{given.model} {model.digest} every {given.every}"
+    if given.record is not None:
+        record(model, given.record)
+        return 0
     kept: dict[str, Any] = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else {}
-    for start in range(0, given.episodes, AT_ONCE):  # all ways of ten seeds before the next ten: stop it when you like
+    for start in range(0, given.episodes, AT_ONCE):  # all ways of 25 seeds before the next: stop it when you like
         seeds = [FIRST_SEED + k for k in range(start, min(start + AT_ONCE, given.episodes))]
         for way in ways:
             rows = kept.setdefault(f"{name} {way}", {})

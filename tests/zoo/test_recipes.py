@@ -27,6 +27,7 @@ from ebbtide.zoo.emoji import TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.models import network
 from ebbtide.zoo.networks import DiT, UNet
+from ebbtide.zoo.policy import ActionDiT
 from ebbtide.zoo.text import Text, decode, encode, load_text
 from ebbtide.zoo.video import VideoDiT
 
@@ -77,6 +78,9 @@ def data(tmp_path: Path) -> dict[str, Path]:
     np.savez(tmp_path / "e.npz", x=squares, name=names, category=groups)
     files = {**dict.fromkeys(TEXT, "d.txt"), "emoji": "e.npz", "emoji-classifier": "e.npz"}
     files["digits-autoencoder"] = "q.npz"
+    states = np.random.default_rng(1).uniform(0, 512, (40, 5))
+    np.savez(tmp_path / "a.npz", state=states, action=states[:, :2], episode_ends=[15, 40])
+    files["pusht"] = "a.npz"
     return {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
 
 
@@ -90,6 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         CausalLM: {"layers": 2, "heads": 2, "width": 32, "hidden": 32, "length": 32},
         VideoDiT: {"layers": 1, "heads": 1, "width": 16},
         CategoryCNN: {"maps": (8, 8)},
+        ActionDiT: {"layers": 1, "heads": 1, "width": 16},
         Autoencoder: {"widths": (8, 8, 8)},
         TextToImage: {"layers": 1, "heads": 1, "width": 32, "patch": 2, "told": 32, "length": 4},
     }
@@ -313,7 +318,7 @@ def test_weights_fit_into_four_megabytes() -> None:
 
 def test_the_recipes_are_recipes() -> None:
     assert recipes.names() == sorted(
-        ["classifier", *DIGITS, "digits-autoencoder", "emoji", "emoji-classifier", "moving-digits", *TEXT]
+        ["classifier", *DIGITS, "digits-autoencoder", "emoji", "emoji-classifier", "moving-digits", "pusht", *TEXT]
     )
     assert all(isinstance(recipes.recipe(n), Recipe) and recipes.recipe(n).name == n for n in recipes.names())
 

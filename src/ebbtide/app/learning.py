@@ -24,7 +24,7 @@ class Show(Live):
         super().__init__(recipe.name, "step", "loss", "rate", "left", quiet=quiet, lines=True)
         self.recipe = recipe
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
-        self.samples = "process" in self.about and self.about["medium"] != "actions"  # a policy must see something
+        self.samples = "process" in self.about
         self.drawn = -math.inf
         self.thing = {"text": "windows", "actions": "moments"}.get(self.about["medium"], "pictures")
         if not quiet:

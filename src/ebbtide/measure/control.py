@@ -19,8 +19,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-import ebbtide as ebb
+from ebbtide.api import sample
 from ebbtide.core.errors import EbbError
+from ebbtide.core.plan import Plan
 from ebbtide.denoise.model import Model
 
 _APART = 1_000_003
@@ -56,8 +57,8 @@ class Tick(NamedTuple):
 def drive(
     model: Model,
     world: World,
-    first: ebb.Plan,
-    later: ebb.Plan | None = None,
+    first: Plan,
+    later: Plan | None = None,
     *,
     seeds: Sequence[int],
     ticks: int,
@@ -81,7 +82,7 @@ def drive(
         if plan is later:
             cond["previous"] = chunk[going]
         drawn = [(int(seeds[int(k)]) * _APART + tick) % 2**62 for k in going]
-        out = ebb.sample(model, plan, cond=cond, n=len(going), seed=drawn)
+        out = sample(model, plan, cond=cond, n=len(going), seed=drawn)
         made = out.x
         assert isinstance(made, Tensor)
         if not tick:

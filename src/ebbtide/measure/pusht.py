@@ -70,8 +70,8 @@ class PushT:
         self._over = self._over | (now > 0.95)
         self._coverage.append(now)
 
-    def pictures(self, size: int = 96) -> Tensor:
-        """What they look like now, (n, size, size, 3) uint8."""
+    def pictures(self, size: int = 128) -> Tensor:
+        """What they look like now, (n, size, size, 3) uint8; a size of 96 or more."""
         for env in self.envs:
             env.visualization_width = env.visualization_height = size
         return torch.from_numpy(np.stack([env.render() for env in self.envs]))

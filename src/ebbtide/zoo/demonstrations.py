@@ -12,6 +12,7 @@ Differs  a chunk begins with the action of its moment; in the paper with that of
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ebbtide.core.errors import EbbError
 
+STATES = Path(__file__).parent / "weights" / "reference" / "pusht.safetensors"
 HALF = 256.0
 """Half the side of the square, in pixels: actions are places in units of it, from its middle."""
 
@@ -82,3 +84,14 @@ def load_demonstrations(path: str | Path, horizon: int = 16) -> Demonstrations:
         raise EbbError(f"{path} holds {len(state)} states and {len(action)} actions that do not make whole episodes.")
     arrays = (torch.from_numpy(v.astype(np.float32)) for v in (state, action))
     return Demonstrations(*arrays, torch.from_numpy(ends.astype(np.int64)), horizon)
+
+
+@functools.cache
+def stretches() -> Tensor:
+    """What the shipped policy saw in episodes of its own, one stretch of each, state after state: (24, 41, 5) float32.
+
+    `python bench/pusht.py --record` writes them: data for cards and tests where gym-pusht is not.
+    """
+    from safetensors.torch import load_file
+
+    return load_file(STATES)["states"]

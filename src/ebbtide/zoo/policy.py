@@ -34,6 +34,8 @@ from ebbtide.zoo.models import denoiser_of
 from ebbtide.zoo.networks import draw, save
 from ebbtide.zoo.video import Block
 
+HOME = (256.0, 400.0, 256.0, 300.0, math.pi / 4)
+"""What a policy sees that is told nothing: the block below its outline, turned as it is to be, the agent below the block."""
 _WAVES = 3
 
 
@@ -145,13 +147,11 @@ class PolicyMatching(FlowMatching):
 
 
 def policy_model(module: nn.Module, process: Any, about: Mapping[str, Any], name: str, digest: str = "") -> Model:
-    """A network of actions as a model; the condition is {"obs": (B, 2, 5)}. Raises EbbError where it is not given."""
-    looks, numbers = about["seen"]
+    """A network of actions as a model; the condition is {"obs": (B, 2, 5)}, and `HOME` where none is given."""
+    home = torch.tensor(HOME).expand(*about["seen"])
 
     def call(module: Any, x: Tensor, clock: Tensor, cond: dict[str, Any]) -> Tensor:
-        if "obs" not in cond:
-            raise EbbError(f"{name} acts on what it sees: give cond={{'obs': states}} of shape (n, {looks}, {numbers}).")
-        out: Tensor = module(x, clock, cond["obs"])
+        out: Tensor = module(x, clock, cond["obs"] if "obs" in cond else home.expand(len(x), *home.shape))
         return out
 
     denoiser = denoiser_of(module, process, about, call)

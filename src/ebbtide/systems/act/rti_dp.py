@@ -9,7 +9,9 @@ for -1. Divided by a factor f the two values lie closer than the noise, and the 
 
 Paper    Duan, Yin, Kragic 2025 (arXiv 2508.05396)
 Card     a point flies past a disc, above or below it as it likes, and must grab from a cue on that comes at some tick. Its
-         policy is the exact conditional mixture of the expert's chunks. The control starts the same five steps from noise
+         policy is the exact conditional mixture of the expert's chunks. The control starts the same five steps from noise.
+         Then the trained policy that ships, shown what it saw in episodes of PushT: are plans that go on from plans as near
+         to those of all steps as these are to one another? `bench/pusht.py` plays whole episodes
 Differs  a closed-form policy in place of a trained U-Net, so that every failure is the sampler's. With it plans draw nearer
          from any t, and the more the higher t: what a high t loses is the guess itself, and with it the side it chose. So
          the share of plans that keep their side is asked, at both ends.
@@ -29,8 +31,10 @@ from ebbtide.core.state import Pred
 from ebbtide.core.time import right
 from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
+from ebbtide.measure.control import drive
 from ebbtide.process.gaussian import VPCosine
 from ebbtide.systems import Bench, Card, System
+from ebbtide.zoo.demonstrations import stretches
 
 SYSTEM = System(
     id="rti-dp",
@@ -49,6 +53,11 @@ SYSTEM = System(
             "grid": {"name": "explicit", "times": [0.08, 0.06, 0.04, 0.02, 0.01, 0.0]},
         },
         "rti-dp-first": {"solve": "ancestral", "grid": {"name": "linear", "steps": 100}},
+        "rti-dp-pusht": {
+            "start": {"name": "warm", "shift": 4},
+            "solve": "ancestral",
+            "grid": {"name": "explicit", "times": [0.32, 0.28, 0.24, 0.2, 0.16, 0.12, 0.08, 0.04, 0.0]},
+        },
     },
     differs="a closed-form policy; the times of the scheduler's index j are (j + 1) / 100",
 )
@@ -99,6 +108,53 @@ class Policy(Denoiser):
         return Pred(mean=mean.to(x))
 
 
+class Sky:
+    """Points that fly by the first two numbers of an action and grab by the third, as a `measure.control.World`."""
+
+    def __init__(self, n: int, factor: float) -> None:
+        self.factor = factor
+        self.spot = torch.stack([torch.full((n,), -1.0), 0.1 * torch.linspace(-1, 1, n)], 1).double()
+        self.cue_at = 8 + torch.arange(n) % 9
+        self.hit = torch.zeros(n, dtype=torch.bool)
+        self.grabs: list[Tensor] = []
+
+    @property
+    def over(self) -> Tensor:
+        """None ends early."""
+        return torch.zeros_like(self.hit)
+
+    def seen(self) -> dict[str, Tensor]:
+        """Where they are, and the cue."""
+        return {"obs": torch.cat([self.spot, (len(self.grabs) >= self.cue_at).double()[:, None]], 1)}
+
+    def act(self, actions: Tensor) -> None:
+        """One step, with four looks at where they are, so that no disc is jumped."""
+        for _ in range(4):
+            self.spot = self.spot + actions[:, :2] * STEP / 4
+            self.hit = self.hit | (self.spot.norm(dim=1) < RADIUS)
+        self.grabs.append(actions[:, 2] * self.factor > 0)
+
+
+class Replay:
+    """Worlds that show what was recorded, (n, T, S), whatever is done."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states, self.now = states, 1
+
+    @property
+    def over(self) -> Tensor:
+        """None ends early."""
+        return torch.zeros(len(self.states), dtype=torch.bool)
+
+    def seen(self) -> dict[str, Tensor]:
+        """The last two states."""
+        return {"obs": self.states[:, self.now - 1 : self.now + 1]}
+
+    def act(self, actions: Tensor) -> None:
+        """Time goes on."""
+        self.now += 1
+
+
 class Flight(NamedTuple):
     """What became of the episodes: success and lag of the grab in ticks, (n,), and calls a tick."""
 
@@ -114,27 +170,37 @@ def model(factor: float) -> Model:
 
 def fly(policy: Model, first: Any, later: Any, n: int = 90) -> Flight:
     """Closed loop: `first` plans tick 0 and `later` all others, one action of each plan is run."""
-    factor = policy.denoiser.factor  # type: ignore[attr-defined]
-    spot = torch.stack([torch.full((n,), -1.0), 0.1 * torch.linspace(-1, 1, n)], 1).double()
-    cue_at = 8 + torch.arange(n) % 9
-    hit, grabs, calls, chunk = torch.zeros(n, dtype=torch.bool), [], 0, None
-    for tick in range(TICKS):
-        cond = {"obs": torch.cat([spot, (tick >= cue_at).double()[:, None]], 1)}
-        if chunk is not None:
-            cond["previous"] = chunk
-        out = ebb.sample(policy, first if chunk is None else later, cond=cond, n=n, seed=1000 * tick)
-        chunk, calls = out.x, calls + (out.calls if tick else 0)
-        for _ in range(4):  # four looks a tick, so that no disc is jumped
-            spot = spot + chunk[:, 0, :2] * STEP / 4
-            hit = hit | (spot.norm(dim=1) < RADIUS)
-        grabs.append(chunk[:, 0, 2] * factor > 0)
-    grab = torch.stack(grabs, 1)
-    since = torch.arange(TICKS) - cue_at[:, None]
+    world, calls = Sky(n, policy.denoiser.factor), 0  # type: ignore[attr-defined]
+    for tick in drive(policy, world, first, later, seeds=range(n), ticks=TICKS):
+        calls += int(tick.calls.sum()) if tick.number else 0
+    grab, since = torch.stack(world.grabs, 1), torch.arange(TICKS) - world.cue_at[:, None]
     held = (grab & (since >= 0)).double()
-    lag = torch.where(held.any(1), held.argmax(1) - cue_at, TICKS - cue_at).double()
-    there = (spot - torch.tensor([1.0, 0.0])).abs().amax(1) < 0.2
+    lag = torch.where(held.any(1), held.argmax(1) - world.cue_at, TICKS - world.cue_at).double()
+    there = (world.spot - torch.tensor([1.0, 0.0])).abs().amax(1) < 0.2
     early = (grab & (since < 0)).any(1)
-    return Flight(there & ~hit & ~early & (lag <= 2), lag, calls / (TICKS - 1) / n)
+    return Flight(there & ~world.hit & ~early & (lag <= 2), lag, calls / (TICKS - 1) / n)
+
+
+def apart(policy: Model, first: ebb.Plan, later: ebb.Plan, states: Tensor, draws: int = 8, done: int = 8) -> float:
+    """How far plans that went on from plans are from the nearest of `draws` from noise, over how far one more draw is.
+
+    The first `done` actions of a plan, in a row of ticks over recorded states; geometric means.
+    """
+    every = max(1, later.start.get("shift", 1))
+    ticks = (states.shape[1] - 1) // every
+    world, shown = Replay(states), [states[:, every * k : every * k + 2] for k in range(ticks)]
+    plans = [t.plan for t in drive(policy, world, first, later, seeds=range(len(states)), ticks=ticks, every=every)]
+    late = (ticks - 3, ticks - 1)  # when what a chain of plans loses has been lost
+    plan, obs = torch.cat([plans[k] for k in late]), torch.cat([shown[k] for k in late])
+    cond = {"obs": obs.repeat_interleave(draws + 1, 0)}
+    whole = ebb.sample(policy, first, cond=cond, n=len(obs) * (draws + 1), seed=10**6).x
+    assert isinstance(whole, Tensor)
+    drawn = whole.unflatten(0, (len(obs), draws + 1))[:, :, :done]
+
+    def near(x: Tensor) -> Tensor:
+        return (drawn[:, :draws] - x[:, None, :done]).flatten(2).norm(dim=2).amin(1).log().mean().exp()
+
+    return float(near(plan) / near(drawn[:, draws]))
 
 
 def later(plan: ebb.Plan, shift: int | None = None, times: list[float] | None = None) -> ebb.Plan:
