@@ -1,6 +1,6 @@
 """PushT with plans that go on from the last: what rti-dp costs and keeps of full denoising, over whole episodes.
 
-    python bench/pusht.py [--model pusht] [--episodes 100] [--every 4] [--ways full,rti-dp,cold] [--keep runs/pusht.json] [--json]
+    python bench/pusht.py [--model pusht] [--episodes 50] [--every 8] [--ways full,rti-dp,cold] [--keep runs/pusht.json] [--json]
 
     full     every plan from noise, 100 steps of DDPM
     rti-dp   the first plan as in full, each later one from the one before, shifted by what was done: the system's presets
@@ -59,7 +59,7 @@ def episodes(model: Model, way: str, every: int, seeds: list[int]) -> dict[str, 
     return {str(seed): row for seed, row in zip(seeds, rows.tolist(), strict=True)}
 
 
-def record(model: Model, file: Path, every: int = 4, count: int = 24, length: int = 41) -> None:
+def record(model: Model, file: Path, every: int = 8, count: int = 24, length: int = 41) -> None:
     """A stretch of each of some episodes, where `zoo.demonstrations.stretches` reads them."""
     from safetensors.torch import save_file
 
@@ -74,7 +74,7 @@ def record(model: Model, file: Path, every: int = 4, count: int = 24, length: in
         states.append(world.seen()["obs"][:, -1])
 
     world.act = written  # type: ignore[method-assign]
-    for _ in drive(model, world, first, later, seeds=seeds, ticks=40, every=every):
+    for _ in drive(model, world, first, later, seeds=seeds, ticks=20, every=every):
         pass
     begins = [5 * k for k in range(count)]  # early in some, later in others
     rows = [torch.stack(states)[b : b + length, k] for k, b in enumerate(begins)]
@@ -85,11 +85,13 @@ def main() -> int:
     """The command line."""
     parser = figures.parser(__doc__)
     parser.add_argument("--model", default="pusht")
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--ways", default="full,rti-dp,cold")
     parser.add_argument("--keep", type=Path, default=None)
-    parser.add_argument("--record", type=Path, default=None, help="write stretches of episodes to this file, no figures")
+    parser.add_argument(
+        "--record", type=Path, default=None, help="write stretches of episodes to this file, no figures"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, ways = ebb.load(given.model), given.ways.split(",")
@@ -112,7 +114,9 @@ def main() -> int:
     for way, rows in found.items():
         best, last, calls, ticks = rows.unbind(1)
         error = float(best.std() / math.sqrt(len(best)))
-        said = f"+- {100 * error:.1f}; last {100 * last.mean():.1f}, success {100 * (best > 0.95).double().mean():.0f} %"
+        said = (
+            f"+- {100 * error:.1f}; last {100 * last.mean():.1f}, success {100 * (best > 0.95).double().mean():.0f} %"
+        )
         said += f", calls a tick {calls.sum() / ticks.sum():.1f}, an episode {calls.mean():.0f}"
         lines.append(figures.Figure(f"best coverage, {way}", 100 * float(best.mean()), None, "%", said))
     if {"full", "rti-dp"} <= found.keys():

@@ -95,7 +95,9 @@ def test_pusht() -> None:
     for _ in range(30):
         world.act(there)
     agent = world.seen()["obs"][:, -1, :2]
-    assert torch.allclose(agent[1], torch.full((2,), 384.0), atol=40)  # 0.5 of 256 from the middle, if nothing is in the way
+    assert torch.allclose(
+        agent[1], torch.full((2,), 384.0), atol=40
+    )  # 0.5 of 256 from the middle, if nothing is in the way
     assert world.coverage.shape == (2, 30)
     assert world.pictures(96).shape == (2, 96, 96, 3)
     on = world.envs[0]

@@ -54,9 +54,34 @@ SYSTEM = System(
         },
         "rti-dp-first": {"solve": "ancestral", "grid": {"name": "linear", "steps": 100}},
         "rti-dp-pusht": {
-            "start": {"name": "warm", "shift": 4},
+            "start": {"name": "warm", "shift": 8},
             "solve": "ancestral",
-            "grid": {"name": "explicit", "times": [0.32, 0.28, 0.24, 0.2, 0.16, 0.12, 0.08, 0.04, 0.0]},
+            "grid": {
+                "name": "explicit",
+                "times": [
+                    0.5,
+                    0.475,
+                    0.45,
+                    0.425,
+                    0.4,
+                    0.375,
+                    0.35,
+                    0.325,
+                    0.3,
+                    0.275,
+                    0.25,
+                    0.225,
+                    0.2,
+                    0.175,
+                    0.15,
+                    0.125,
+                    0.1,
+                    0.075,
+                    0.05,
+                    0.025,
+                    0.0,
+                ],
+            },
         },
     },
     differs="a closed-form policy; the times of the scheduler's index j are (j + 1) / 100",
@@ -190,7 +215,7 @@ def apart(policy: Model, first: ebb.Plan, later: ebb.Plan, states: Tensor, draws
     ticks = (states.shape[1] - 1) // every
     world, shown = Replay(states), [states[:, every * k : every * k + 2] for k in range(ticks)]
     plans = [t.plan for t in drive(policy, world, first, later, seeds=range(len(states)), ticks=ticks, every=every)]
-    late = (ticks - 3, ticks - 1)  # when what a chain of plans loses has been lost
+    late = (ticks - 2, ticks - 1)  # when what a chain of plans loses has been lost
     plan, obs = torch.cat([plans[k] for k in late]), torch.cat([shown[k] for k in late])
     cond = {"obs": obs.repeat_interleave(draws + 1, 0)}
     whole = ebb.sample(policy, first, cond=cond, n=len(obs) * (draws + 1), seed=10**6).x
