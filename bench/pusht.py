@@ -1,6 +1,6 @@
 """PushT with plans that go on from the last: what rti-dp costs and keeps of full denoising, over whole episodes.
 
-    python bench/pusht.py [--model pusht] [--episodes 50] [--every 8] [--ways full,rti-dp,cold] [--keep runs/pusht.json] [--json]
+    python bench/pusht.py [--model pusht] [--episodes 50] [--every 8] [--ways full,rti-dp,cold] [--keep FILE] [--json]
 
     full     every plan from noise, 100 steps of DDPM
     rti-dp   the first plan as in full, each later one from the one before, shifted by what was done: the system's presets

@@ -10,8 +10,7 @@ for -1. Divided by a factor f the two values lie closer than the noise, and the 
 Paper    Duan, Yin, Kragic 2025 (arXiv 2508.05396)
 Card     a point flies past a disc, above or below it as it likes, and must grab from a cue on that comes at some tick. Its
          policy is the exact conditional mixture of the expert's chunks. The control starts the same five steps from noise.
-         Then the trained policy that ships, shown what it saw in episodes of PushT: are plans that go on from plans as near
-         to those of all steps as these are to one another? `bench/pusht.py` plays whole episodes
+         `bench/pusht.py` plays whole episodes of PushT by the trained policy that ships
 Differs  a closed-form policy in place of a trained U-Net, so that every failure is the sampler's. With it plans draw nearer
          from any t, and the more the higher t: what a high t loses is the guess itself, and with it the side it chose. So
          the share of plans that keep their side is asked, at both ends.
@@ -34,7 +33,6 @@ from ebbtide.denoise.model import Model
 from ebbtide.measure.control import drive
 from ebbtide.process.gaussian import VPCosine
 from ebbtide.systems import Bench, Card, System
-from ebbtide.zoo.demonstrations import stretches
 
 SYSTEM = System(
     id="rti-dp",
@@ -160,26 +158,6 @@ class Sky:
         self.grabs.append(actions[:, 2] * self.factor > 0)
 
 
-class Replay:
-    """Worlds that show what was recorded, (n, T, S), whatever is done."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states, self.now = states, 1
-
-    @property
-    def over(self) -> Tensor:
-        """None ends early."""
-        return torch.zeros(len(self.states), dtype=torch.bool)
-
-    def seen(self) -> dict[str, Tensor]:
-        """The last two states."""
-        return {"obs": self.states[:, self.now - 1 : self.now + 1]}
-
-    def act(self, actions: Tensor) -> None:
-        """Time goes on."""
-        self.now += 1
-
-
 class Flight(NamedTuple):
     """What became of the episodes: success and lag of the grab in ticks, (n,), and calls a tick."""
 
@@ -204,28 +182,6 @@ def fly(policy: Model, first: Any, later: Any, n: int = 90) -> Flight:
     there = (world.spot - torch.tensor([1.0, 0.0])).abs().amax(1) < 0.2
     early = (grab & (since < 0)).any(1)
     return Flight(there & ~world.hit & ~early & (lag <= 2), lag, calls / (TICKS - 1) / n)
-
-
-def apart(policy: Model, first: ebb.Plan, later: ebb.Plan, states: Tensor, draws: int = 8, done: int = 8) -> float:
-    """How far plans that went on from plans are from the nearest of `draws` from noise, over how far one more draw is.
-
-    The first `done` actions of a plan, in a row of ticks over recorded states; geometric means.
-    """
-    every = max(1, later.start.get("shift", 1))
-    ticks = (states.shape[1] - 1) // every
-    world, shown = Replay(states), [states[:, every * k : every * k + 2] for k in range(ticks)]
-    plans = [t.plan for t in drive(policy, world, first, later, seeds=range(len(states)), ticks=ticks, every=every)]
-    late = (ticks - 2, ticks - 1)  # when what a chain of plans loses has been lost
-    plan, obs = torch.cat([plans[k] for k in late]), torch.cat([shown[k] for k in late])
-    cond = {"obs": obs.repeat_interleave(draws + 1, 0)}
-    whole = ebb.sample(policy, first, cond=cond, n=len(obs) * (draws + 1), seed=10**6).x
-    assert isinstance(whole, Tensor)
-    drawn = whole.unflatten(0, (len(obs), draws + 1))[:, :, :done]
-
-    def near(x: Tensor) -> Tensor:
-        return (drawn[:, :draws] - x[:, None, :done]).flatten(2).norm(dim=2).amin(1).log().mean().exp()
-
-    return float(near(plan) / near(drawn[:, draws]))
 
 
 def later(plan: ebb.Plan, shift: int | None = None, times: list[float] | None = None) -> ebb.Plan:
