@@ -11,7 +11,7 @@
 
 The best coverage of an episode counts, as in the paper on diffusion policies; the last and the successes (> 0.95) are told
 beside. Seeds are shared by all ways and none was trained on; an error is one standard deviation of the mean, of differences
-where two ways are compared. `--keep` is a file to which each 25 episodes are written, and from which a run goes on.
+where two ways are compared. `--keep` is a file to which each ten episodes are written, and from which a run goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ebbtide.measure.control import drive
 from ebbtide.measure.pusht import PushT
 from ebbtide.systems.act.rti_dp import SYSTEM
 
-ACTIONS, FIRST_SEED, AT_ONCE = 300, 100_000, 25
+ACTIONS, FIRST_SEED, AT_ONCE = 300, 100_000, 10
 
 
 def plans(way: str, every: int) -> tuple[ebb.Plan, ebb.Plan | None]:
@@ -100,7 +100,7 @@ def main() -> int:
         record(model, given.record)
         return 0
     kept: dict[str, Any] = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else {}
-    for start in range(0, given.episodes, AT_ONCE):  # all ways of 25 seeds before the next: stop it when you like
+    for start in range(0, given.episodes, AT_ONCE):  # all ways of ten seeds before the next: stop it when you like
         seeds = [FIRST_SEED + k for k in range(start, min(start + AT_ONCE, given.episodes))]
         for way in ways:
             rows = kept.setdefault(f"{name} {way}", {})

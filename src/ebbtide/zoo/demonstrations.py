@@ -88,9 +88,10 @@ def load_demonstrations(path: str | Path, horizon: int = 16) -> Demonstrations:
 
 @functools.cache
 def stretches() -> Tensor:
-    """What a policy trained as the shipped one saw in episodes of its own, one stretch of each, state after state: (24, 41, 5) float32.
+    """What a policy saw in episodes of its own, one stretch of each, state after state: (24, 41, 5) float32.
 
-    `python bench/pusht.py --record` writes them: data for cards and tests where gym-pusht is not.
+    `python bench/pusht.py --record FILE` writes such; these are of the shipped recipe, stopped early.
+    Data for cards and tests where gym-pusht is not.
     """
     from safetensors.torch import load_file
 

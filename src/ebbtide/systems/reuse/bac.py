@@ -99,7 +99,7 @@ def card(bench: Bench) -> Card:
     bench.check("distance, over that of no fewer units without the union", off / apart, at_most=1.0)
     return bench.card(
         f"{share(schedule):.0%} of the units are computed; plans end {256 * off:.1f} pixels from the whole network's, two "
-        f"draws {256 * other:.1f} from each other, {256 * spread:.1f} with units evenly and {256 * apart:.1f} without the union."
+        f"draws {256 * other:.1f} from each other, {256 * spread:.1f} with units evenly and {256 * apart:.1f} without a union."
     )
 
 
