@@ -29,6 +29,7 @@ from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.models import network
 from ebbtide.zoo.networks import DiT, UNet
 from ebbtide.zoo.paired import PairedUNet, SwitchedUNet
+from ebbtide.zoo.policy import ActionDiT
 from ebbtide.zoo.text import Text, decode, encode, load_text
 from ebbtide.zoo.video import VideoDiT
 
@@ -83,6 +84,9 @@ def data(tmp_path: Path) -> dict[str, Path]:
     files |= {"digits-autoencoder": "q.npz", "digits-resshift": "q.npz", **dict.fromkeys(STUDENTS, "w.npz")}
     noise = torch.randn(10, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     save_ways(Ways(noise, torch.linspace(0, 1, 3, dtype=torch.float64), torch.arange(10)), tmp_path / "w.npz")
+    states = np.random.default_rng(1).uniform(0, 512, (40, 5))
+    np.savez(tmp_path / "a.npz", state=states, action=states[:, :2], episode_ends=[15, 40])
+    files["pusht"] = "a.npz"
     found: dict[str, Any] = {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
     return {**found, **dict.fromkeys(SCENES)}
 
@@ -99,6 +103,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         CategoryCNN: {"maps": (8, 8)},
         PairedUNet: {"widths": (8, 8, 16), "head": 8},
         SwitchedUNet: {"widths": (8, 8, 16), "head": 8, "size": 8},
+        ActionDiT: {"layers": 1, "heads": 1, "width": 16},
         Autoencoder: {"widths": (8, 8, 8)},
         TextToImage: {"layers": 1, "heads": 1, "width": 32, "patch": 2, "told": 32, "length": 4},
     }
@@ -333,6 +338,7 @@ def test_the_recipes_are_recipes() -> None:
             "emoji",
             "emoji-classifier",
             "moving-digits",
+            "pusht",
         ]
     )
     assert all(isinstance(recipes.recipe(n), Recipe) and recipes.recipe(n).name == n for n in recipes.names())

@@ -42,7 +42,12 @@ def test_names_and_folders() -> None:
         recipes.recipe("clasifier")
 
 
-FILES = {"mnist": "mnist.npz", "emoji32": "emoji32.npz", "tiny-shakespeare": "tiny_shakespeare.txt"}
+FILES = {
+    "mnist": "mnist.npz",
+    "emoji32": "emoji32.npz",
+    "tiny-shakespeare": "tiny_shakespeare.txt",
+    "pusht": "pusht_demos_lowdim.npz",
+}
 
 
 @pytest.mark.parametrize("name", zoo.names())

@@ -26,7 +26,8 @@ class Show(Live):
         self.about: dict[str, Any] = {**recipe.network.about(), **recipe.objective.about()}
         self.samples = "process" in self.about and "beside" not in self.about
         self.drawn = -math.inf
-        self.thing = "windows" if self.about["medium"] in ("text", "series") else "pictures"
+        medium = self.about["medium"]
+        self.thing = {"text": "windows", "series": "windows", "actions": "moments"}.get(medium, "pictures")
         if not quiet:
             self.console.print(f"{recipe.name}: {pictures} {self.thing}, {recipe.batch} at a time")
 

@@ -27,6 +27,7 @@ _KINDS = {
     "ebbtide.zoo.emoji.Painter": "ebbtide.zoo.emoji",
     "ebbtide.zoo.series.SeriesTransformer": "ebbtide.zoo.series",
     "ebbtide.zoo.video.VideoTransformer": "ebbtide.zoo.video",
+    "ebbtide.zoo.policy.PolicyTransformer": "ebbtide.zoo.policy",
 }
 
 
@@ -46,6 +47,10 @@ def model_of(module: nn.Module, about: Mapping[str, Any], name: str, digest: str
         from ebbtide.zoo.video import video_model
 
         return video_model(module, process, about, name, digest)
+    if about["medium"] == "actions":
+        from ebbtide.zoo.policy import policy_model
+
+        return policy_model(module, process, about, name, digest)
     if about["medium"] == "series":
         from ebbtide.zoo.series import series_model
 

@@ -27,12 +27,14 @@ from ebbtide.zoo.autoencoder import Autoencoder, padded
 from ebbtide.zoo.categories import CategoryCNN, load_sorted
 from ebbtide.zoo.classifier import SmallCNN
 from ebbtide.zoo.data import Pictures, load_pictures
+from ebbtide.zoo.demonstrations import Demonstrations, load_demonstrations
 from ebbtide.zoo.drawn import Ways, load_ways
 from ebbtide.zoo.emoji import Named, PromptMatching, TextToImage, load_named
 from ebbtide.zoo.language import CausalLM, MaskedLM
 from ebbtide.zoo.moving import Moving, load_moving
 from ebbtide.zoo.networks import DiT, StudentDiT, UNet
 from ebbtide.zoo.paired import PAIRS, PairedUNet, SwitchedUNet
+from ebbtide.zoo.policy import ActionDiT, PolicyMatching
 from ebbtide.zoo.series import Series, SeriesDiT, SeriesMatching, load_series
 from ebbtide.zoo.shapes import Shapes
 from ebbtide.zoo.text import ALPHABET, Text, load_text
@@ -129,6 +131,17 @@ DIGITS_AUTOENCODER = Recipe(
     ema=0.995,
 )
 
+PUSHT = Recipe(
+    name="pusht",
+    data="pusht",
+    network=ActionDiT(),
+    objective=PolicyMatching(),
+    steps=5500,
+    batch=128,
+    lr=2e-3,
+    ema=0.998,
+)
+
 # The betas of the paper's 100 steps, in continuous time; v is told well at both ends.
 ETTH1 = Recipe(
     name="etth1",
@@ -201,6 +214,7 @@ _ALL = (
     EMOJI_CLASSIFIER,
     MOVING_DIGITS,
     DIGITS_AUTOENCODER,
+    PUSHT,
     ETTH1,
     DIGITS_RESSHIFT,
     DIGITS_REFLOW,
@@ -226,7 +240,8 @@ def recipe(name: str) -> Recipe:
 
 def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None, fetch: bool = True) -> Any:
     """What a recipe learns from: a text file for a language model, an .npz of named pictures where prompts or categories
-    are learnt, a table of series, clips of moving pictures for video, and what `load_pictures` reads for all others.
+    are learnt, a table of series, demonstrations for a policy, clips of moving pictures for video, and what `load_pictures`
+    reads for all others.
 
     data    a path or "hub:NAME"; None is the recipe's own pictures on the hub
     size    make all pictures this many pixels square, or the square that they move in
@@ -246,12 +261,16 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
             teacher, steps = network.teacher, "-m ebbtide.zoo.drawn"
             raise EbbError(f"{recipe.name} learns from {teacher}: `python {steps} {teacher} F.npz`, then --data F.npz.")
         return load_ways(data)
-    if text or named:
+    acts = about["medium"] == "actions"
+    if text or named or acts:
         if data is None or str(data).startswith("hub:"):
-            what = "a text file: give --data FILE.txt" if text else "pictures with names: give --data FILE.npz"
+            npz = "demonstrations" if acts else "pictures with names"
+            what = "a text file: give --data FILE.txt" if text else f"{npz}: give --data FILE.npz"
             raise EbbError(f"{recipe.name} learns from {what}.")
         if size is not None:
             raise EbbError(f"{recipe.name} takes its data as it is; leave the size out.")
+        if acts:
+            return load_demonstrations(data, network.horizon)
         if "categories" in about:
             return load_sorted(data)
         return load_text(data, network.length) if text else load_named(data, network.length)
@@ -270,13 +289,13 @@ def read(recipe: Recipe, data: str | Path | None = None, size: int | None = None
     return padded(found) if "latent" in about else found
 
 
-def fit(recipe: Recipe, data: Pictures | Moving | Text | Series | Ways) -> Recipe:
+def fit(recipe: Recipe, data: Pictures | Moving | Text | Series | Ways | Demonstrations) -> Recipe:
     """The recipe with what its network must know of the data: size, channels and classes, or the alphabet.
 
     Pictures without labels train a model of one class that is never named. Raises EbbError for pictures that are not
     square.
     """
-    if isinstance(data, Series):
+    if isinstance(data, Series | Demonstrations):
         return recipe
     if isinstance(data, Text):
         return _fit_text(recipe, data)

@@ -9,7 +9,8 @@ for -1. Divided by a factor f the two values lie closer than the noise, and the 
 
 Paper    Duan, Yin, Kragic 2025 (arXiv 2508.05396)
 Card     a point flies past a disc, above or below it as it likes, and must grab from a cue on that comes at some tick. Its
-         policy is the exact conditional mixture of the expert's chunks. The control starts the same five steps from noise
+         policy is the exact conditional mixture of the expert's chunks. The control starts the same five steps from noise.
+         `bench/pusht.py` plays whole episodes of PushT by the trained policy that ships
 Differs  a closed-form policy in place of a trained U-Net, so that every failure is the sampler's. With it plans draw nearer
          from any t, and the more the higher t: what a high t loses is the guess itself, and with it the side it chose. So
          the share of plans that keep their side is asked, at both ends.
@@ -29,6 +30,7 @@ from ebbtide.core.state import Pred
 from ebbtide.core.time import right
 from ebbtide.core.tree import Tree
 from ebbtide.denoise.model import Model
+from ebbtide.measure.control import drive
 from ebbtide.process.gaussian import VPCosine
 from ebbtide.systems import Bench, Card, System
 
@@ -49,6 +51,36 @@ SYSTEM = System(
             "grid": {"name": "explicit", "times": [0.08, 0.06, 0.04, 0.02, 0.01, 0.0]},
         },
         "rti-dp-first": {"solve": "ancestral", "grid": {"name": "linear", "steps": 100}},
+        "rti-dp-pusht": {
+            "start": {"name": "warm", "shift": 8},
+            "solve": "ancestral",
+            "grid": {
+                "name": "explicit",
+                "times": [
+                    0.5,
+                    0.475,
+                    0.45,
+                    0.425,
+                    0.4,
+                    0.375,
+                    0.35,
+                    0.325,
+                    0.3,
+                    0.275,
+                    0.25,
+                    0.225,
+                    0.2,
+                    0.175,
+                    0.15,
+                    0.125,
+                    0.1,
+                    0.075,
+                    0.05,
+                    0.025,
+                    0.0,
+                ],
+            },
+        },
     },
     differs="a closed-form policy; the times of the scheduler's index j are (j + 1) / 100",
 )
@@ -99,6 +131,33 @@ class Policy(Denoiser):
         return Pred(mean=mean.to(x))
 
 
+class Sky:
+    """Points that fly by the first two numbers of an action and grab by the third, as a `measure.control.World`."""
+
+    def __init__(self, n: int, factor: float) -> None:
+        self.factor = factor
+        self.spot = torch.stack([torch.full((n,), -1.0), 0.1 * torch.linspace(-1, 1, n)], 1).double()
+        self.cue_at = 8 + torch.arange(n) % 9
+        self.hit = torch.zeros(n, dtype=torch.bool)
+        self.grabs: list[Tensor] = []
+
+    @property
+    def over(self) -> Tensor:
+        """None ends early."""
+        return torch.zeros_like(self.hit)
+
+    def seen(self) -> dict[str, Tensor]:
+        """Where they are, and the cue."""
+        return {"obs": torch.cat([self.spot, (len(self.grabs) >= self.cue_at).double()[:, None]], 1)}
+
+    def act(self, actions: Tensor) -> None:
+        """One step, with four looks at where they are, so that no disc is jumped."""
+        for _ in range(4):
+            self.spot = self.spot + actions[:, :2] * STEP / 4
+            self.hit = self.hit | (self.spot.norm(dim=1) < RADIUS)
+        self.grabs.append(actions[:, 2] * self.factor > 0)
+
+
 class Flight(NamedTuple):
     """What became of the episodes: success and lag of the grab in ticks, (n,), and calls a tick."""
 
@@ -114,27 +173,15 @@ def model(factor: float) -> Model:
 
 def fly(policy: Model, first: Any, later: Any, n: int = 90) -> Flight:
     """Closed loop: `first` plans tick 0 and `later` all others, one action of each plan is run."""
-    factor = policy.denoiser.factor  # type: ignore[attr-defined]
-    spot = torch.stack([torch.full((n,), -1.0), 0.1 * torch.linspace(-1, 1, n)], 1).double()
-    cue_at = 8 + torch.arange(n) % 9
-    hit, grabs, calls, chunk = torch.zeros(n, dtype=torch.bool), [], 0, None
-    for tick in range(TICKS):
-        cond = {"obs": torch.cat([spot, (tick >= cue_at).double()[:, None]], 1)}
-        if chunk is not None:
-            cond["previous"] = chunk
-        out = ebb.sample(policy, first if chunk is None else later, cond=cond, n=n, seed=1000 * tick)
-        chunk, calls = out.x, calls + (out.calls if tick else 0)
-        for _ in range(4):  # four looks a tick, so that no disc is jumped
-            spot = spot + chunk[:, 0, :2] * STEP / 4
-            hit = hit | (spot.norm(dim=1) < RADIUS)
-        grabs.append(chunk[:, 0, 2] * factor > 0)
-    grab = torch.stack(grabs, 1)
-    since = torch.arange(TICKS) - cue_at[:, None]
+    world, calls = Sky(n, policy.denoiser.factor), 0  # type: ignore[attr-defined]
+    for tick in drive(policy, world, first, later, seeds=range(n), ticks=TICKS):
+        calls += int(tick.calls.sum()) if tick.number else 0
+    grab, since = torch.stack(world.grabs, 1), torch.arange(TICKS) - world.cue_at[:, None]
     held = (grab & (since >= 0)).double()
-    lag = torch.where(held.any(1), held.argmax(1) - cue_at, TICKS - cue_at).double()
-    there = (spot - torch.tensor([1.0, 0.0])).abs().amax(1) < 0.2
+    lag = torch.where(held.any(1), held.argmax(1) - world.cue_at, TICKS - world.cue_at).double()
+    there = (world.spot - torch.tensor([1.0, 0.0])).abs().amax(1) < 0.2
     early = (grab & (since < 0)).any(1)
-    return Flight(there & ~hit & ~early & (lag <= 2), lag, calls / (TICKS - 1) / n)
+    return Flight(there & ~world.hit & ~early & (lag <= 2), lag, calls / (TICKS - 1) / n)
 
 
 def later(plan: ebb.Plan, shift: int | None = None, times: list[float] | None = None) -> ebb.Plan:
