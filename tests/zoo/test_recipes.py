@@ -71,7 +71,7 @@ def test_oblong_pictures_are_refused() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, Path]:
-    """Forty oblong pictures of ten classes, and a text of a few words over and over, by recipe."""
+    """Forty oblong pictures of ten classes, a text of a few words over and over, and the like, by recipe."""
     array = np.random.default_rng(0).integers(0, 256, (40, 20, 30), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", images=array, labels=np.arange(40) % 10)
     np.savez(tmp_path / "q.npz", images=array[:, :, :20])
@@ -86,7 +86,8 @@ def data(tmp_path: Path) -> dict[str, Path]:
     save_ways(Ways(noise, torch.linspace(0, 1, 3, dtype=torch.float64), torch.arange(10)), tmp_path / "w.npz")
     states = np.random.default_rng(1).uniform(0, 512, (40, 5))
     np.savez(tmp_path / "a.npz", state=states, action=states[:, :2], episode_ends=[15, 40])
-    files["pusht"] = "a.npz"
+    (tmp_path / "s.csv").write_text("date,a,b\n" + "".join(f"{k},{k % 7 + 1},{k % 5 - 2}\n" for k in range(400)))
+    files |= {"pusht": "a.npz", "etth1": "s.csv"}
     found: dict[str, Any] = {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
     return {**found, **dict.fromkeys(SCENES)}
 
@@ -337,6 +338,7 @@ def test_the_recipes_are_recipes() -> None:
             "digits-autoencoder",
             "emoji",
             "emoji-classifier",
+            "etth1",
             "moving-digits",
             "pusht",
         ]
