@@ -86,7 +86,7 @@ def data(tmp_path: Path) -> dict[str, Path]:
     save_ways(Ways(noise, torch.linspace(0, 1, 3, dtype=torch.float64), torch.arange(10)), tmp_path / "w.npz")
     states = np.random.default_rng(1).uniform(0, 512, (40, 5))
     np.savez(tmp_path / "a.npz", state=states, action=states[:, :2], episode_ends=[15, 40])
-    (tmp_path / "s.csv").write_text("date,a,b\n" + "".join(f"{k},{k % 7 + 1},{k % 5 - 2}\n" for k in range(400)))
+    (tmp_path / "s.csv").write_text("date,a,b\n" + "".join(f"{k},{k % 7 + 1},{k % 5 - 2}\n" for k in range(2000)))
     files |= {"pusht": "a.npz", "etth1": "s.csv"}
     found: dict[str, Any] = {name: tmp_path / files.get(name, "d.npz") for name in recipes.names()}
     return {**found, **dict.fromkeys(SCENES)}
