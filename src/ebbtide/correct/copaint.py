@@ -69,7 +69,7 @@ class CoPaint(Correct):
         return value
 
     @property
-    def gives(self) -> frozenset[str]:  # type: ignore[override]
+    def gives(self) -> frozenset[str]:
         return frozenset({"gradients"}) if self.on else frozenset()
 
     def init(self, state: State, ask: Ask) -> Memory:

@@ -55,7 +55,7 @@ class ResidualGuidance(Layer):
     negative: Literal["self", "once"] = "self"
 
     @property
-    def reads(self) -> frozenset[str]:  # type: ignore[override]
+    def reads(self) -> frozenset[str]:
         return frozenset({"source"}) if self.on and self.negative == "self" else frozenset()
 
     def many(
@@ -77,7 +77,7 @@ class ResidualGuidance(Layer):
 
     def _guided(self, query: Query, pred: Pred, negative: Tensor, ask: Ask) -> Pred:
         away = 1.0 - self.scale
-        rest: Weight = away * (1.0 - self.delta)
+        rest = away * (1.0 - self.delta)
         terms: list[tuple[Weight, Tensor]] = [(self.scale, pred.mean), (away * self.delta, negative)]
         if rest:
             a = ask.process.a(query.t)  # type: ignore[attr-defined]

@@ -79,7 +79,7 @@ def drive(
             return
         plan = first if later is None or not tick else later
         cond = {k: v[going] for k, v in world.seen().items()}
-        if tick and plan.start["name"] != "prior":  # which would leave it to the network
+        if tick and plan.parts("start")[0].called != "prior":  # which would leave it to the network
             cond["previous"] = chunk[going]
         drawn = [(int(seeds[int(k)]) * _APART + tick) % 2**62 for k in going]
         out = sample(model, plan, cond=cond, n=len(going), seed=drawn)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException, spawn
 
 from ebbtide.api import sample as alone
 from ebbtide.core.errors import EbbError
@@ -61,7 +62,7 @@ def sample(
         return Shared(out.x, out.calls, (0,))
     if not available():
         raise EbbError("this torch has no gloo, over which processes would talk: sample with processes=1.")
-    strips = [s.get("strips", 2) for s in plan.network if s["name"] == "pcpp"]
+    strips = [part.strips for part in plan.parts("network") if part.called == "pcpp"]
     if strips != [processes]:
         raise EbbError(
             f"{processes} processes share a picture by network=[{{'name': 'pcpp', 'strips': {processes}}}]; this plan has "
@@ -70,8 +71,8 @@ def sample(
     with tempfile.TemporaryDirectory() as folder:
         job = (processes, folder, str(model), plan.to_dict(), seconds, asked)
         try:
-            torch.multiprocessing.spawn(_work, job, nprocs=processes, join=True)  # type: ignore[no-untyped-call]
-        except torch.multiprocessing.ProcessException as error:
+            spawn(_work, job, nprocs=processes, join=True)
+        except ProcessException as error:
             last = str(error).strip().splitlines()[-1]
             raise EbbError(f"a process that made a strip failed: {last}") from error
         parts = [torch.load(Path(folder) / f"{p}.pt", weights_only=True) for p in range(processes)]

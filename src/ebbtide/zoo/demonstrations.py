@@ -82,8 +82,8 @@ def load_demonstrations(path: str | Path, horizon: int = 16) -> Demonstrations:
         raise EbbError(f"{path} cannot be read as demonstrations: it needs state, action and episode_ends.") from error
     if len(state) != len(action) or state.ndim != 2 or action.ndim != 2 or ends[-1:].tolist() != [len(state)]:
         raise EbbError(f"{path} holds {len(state)} states and {len(action)} actions that do not make whole episodes.")
-    arrays = (torch.from_numpy(v.astype(np.float32)) for v in (state, action))
-    return Demonstrations(*arrays, torch.from_numpy(ends.astype(np.int64)), horizon)
+    states, actions = (torch.from_numpy(v.astype(np.float32)) for v in (state, action))
+    return Demonstrations(states, actions, torch.from_numpy(ends.astype(np.int64)), horizon)
 
 
 @functools.cache

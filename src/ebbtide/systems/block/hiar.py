@@ -65,11 +65,12 @@ def card(bench: Bench) -> Card:
     labels = [3, 8]
     for name in ("hiar", "hiar-sde"):
         plan = bench.plan(name)
-        counted = [replace(model, denoiser=Calls(model.denoiser)) for _ in range(2)]
+        calls = [Calls(model.denoiser) for _ in range(2)]
+        counted = [replace(model, denoiser=each) for each in calls]
         whole = ebb.sample(counted[0], plan, cond=labels, n=N)
         out = list(pipelined(counted[1], plan, cond=labels, n=N, batched=name == "hiar-sde"))
         gap = float((torch.cat([s.x for s in out], 1) - whole.x).abs().max())
-        one, other = (m.denoiser.calls for m in counted)
+        one, other = (each.calls for each in calls)
         if name == "hiar":
             bench.check(
                 "ticks of the pipeline, of the moves of a run", out[-1].tick / one, at_most=0.5, published="1/1.8"

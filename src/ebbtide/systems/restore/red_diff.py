@@ -123,12 +123,14 @@ class Task:
 
     def run(self, plan: ebb.Plan, **change: Any) -> float:
         """That of what a plan restores."""
-        solve = {**plan.solve, **({"operator": self.spec, **change} if plan.solve["name"] == "red-diff" else {})}
+        solve: dict[str, Any] = plan.to_dict()["solve"]
+        solve |= {"operator": self.spec, **change} if solve["name"] == "red-diff" else {}
         return self.score(ebb.sample(self.model, plan.replace(solve=solve), cond=self.cond, n=N).x)
 
     def shuffled(self, plan: ebb.Plan) -> float:
         """That of the same times in an order of chance, the same for all elements."""
-        loop, state = begin(self.model, plan.replace(solve={**plan.solve, "operator": self.spec}), self.cond, N)
+        solve: dict[str, Any] = plan.to_dict()["solve"]
+        loop, state = begin(self.model, plan.replace(solve={**solve, "operator": self.spec}), self.cond, N)
         points = state.memory["grid"]["points"][0]
         order = torch.randperm(len(points) - 1, generator=torch.Generator().manual_seed(0))
         for k in order.tolist():

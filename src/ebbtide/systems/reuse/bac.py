@@ -75,7 +75,7 @@ def card(bench: Bench) -> Card:
 
     def learnt(**changes: Any) -> ebb.Plan:
         bare = ebb.Plan.from_dict(SYSTEM.presets["bac"])
-        specs: list[dict[str, Any]] = [{**spec, **changes} for spec in bare.network]
+        specs = [{**spec, **changes} for spec in bare.to_dict()["network"]]
         return ebb.calibrate(model, bare.replace(network=specs), cond={"obs": stretches()[:8, 9:11]}, n=8)
 
     def scheduled(schedule: Schedule) -> ebb.Plan:
@@ -84,7 +84,7 @@ def card(bench: Bench) -> Card:
     full, most = run(plain)
     other = gap(run(plain, 10**6)[0], full)
     chosen = learnt()
-    schedule: Schedule = chosen.network[0]["schedule"]
+    schedule: Schedule = chosen.parts("network")[0].schedule
     total = sum(map(len, schedule.values()))
     ours, spent = run(plan if bench.control else chosen)
     off = gap(ours, full)
@@ -94,7 +94,7 @@ def card(bench: Bench) -> Card:
     bench.check("distance to the whole network's plans, over that of another draw", off / other, at_most=0.6)
     spread = gap(run(scheduled(even(schedule, total)))[0], full)
     bench.check("distance, over that of as many units evenly", off / spread, at_most=0.7)
-    lone = learnt(upstream=0, budget=-(-total // len(schedule))).network[0]["schedule"]
+    lone: Schedule = learnt(upstream=0, budget=-(-total // len(schedule))).parts("network")[0].schedule
     apart = gap(run(scheduled(lone))[0], full)
     bench.check("distance, over that of no fewer units without the union", off / apart, at_most=1.0)
     return bench.card(

@@ -12,6 +12,7 @@ Differs  a model that is exact in place of a trained one. It is never so unsure 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class Counting(MarkovChain):
         down[0] = torch.eye(MOST + 1)[0]
         super().__init__(Masked(MASK), torch.ones(MASK) / MASK, down, ROW)
 
-    def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
+    def __call__(self, x: Tree, t: Tensor, cond: Mapping[str, Tree]) -> Pred:
         return super().__call__(torch.where(cond["attention_mask"] != 0, x, MASK), t, {})
 
 
