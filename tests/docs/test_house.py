@@ -191,6 +191,8 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
         r"^ +cp (docs/skeletons/\S+) (src/ebbtide/\S+)$", (ROOT / "docs" / "adding.md").read_text(), re.M
     )
     assert len(copies) == 2
+    shown = re.findall(r'^--8<-- "(skeletons/\S+)"$', (ROOT / "docs" / "adding.md").read_text(), re.M)
+    assert [f"docs/{name}" for name in shown] == [skeleton for skeleton, _ in copies]
     for skeleton, place in copies:
         shutil.copy(ROOT / skeleton, root / place)
     return root
