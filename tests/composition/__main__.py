@@ -96,13 +96,16 @@ def _companion(need: str, slots: dict[str, Any]) -> dict[str, Any]:
 
 
 def condition(model: Any, plan: Plan) -> dict[str, Any]:
-    """A condition with what the parts of the plan read of it: data of the model's own, masks that show every other number."""
+    """A condition with what the parts of the plan read of it: data of the model's own, and a mask that hides every third."""
     cond: dict[str, Any] = {"label": torch.tensor([3] * SAMPLES)} if model.labels else {}
-    reads = frozenset().union(*(getattr(p, "reads", frozenset()) for s in registry.SLOTS for p in plan.parts(s)))
-    data = tree_map(lambda v: (torch.arange(v.numel()) % 3 - 1).reshape(v.shape).to(v.dtype), model.batch(SAMPLES))
-    for name in reads:
-        cond[name] = tree_map(lambda v: v != 0, data) if "mask" in name or "known" in name else data
-    return cond
+    parts = [p for slot in registry.SLOTS for p in plan.parts(slot)]
+    reads = frozenset[str]().union(*(p.reads for p in parts))
+    reads |= {"source"} if "source" in frozenset[str]().union(*(p.entry.gives for p in parts)) else frozenset()
+    data = tree_map(lambda v: (torch.arange(v.numel()) % 5 / 2.5 - 1).reshape(v.shape).to(v), model.batch(SAMPLES))
+    hidden = tree_map(lambda v: (torch.arange(v.numel()) % 3 == 0).reshape(v.shape).to(v), data)
+    known = {"mask": hidden, "measured": tree_map(lambda v, h: v * (1 - h), data, hidden)}
+    known |= {"level": torch.linspace(0.3, 0.7, SAMPLES, dtype=torch.float64)}
+    return cond | {name: known.get(name, data) for name in reads - {"residual"}}
 
 
 def tried(plan_or_error: Any, model: Any) -> Outcome:
