@@ -34,6 +34,7 @@ MODELS = ("digits", "digits-unet", "shakespeare")
 LEFT_OUT = {
     "network/compile": "a program is compiled for every pair, a minute each; tests/network/test_rewrites.py runs it"
 }
+SMALL = {"correct/bottleneck": {"multiple": 4}}  # the shipped networks take no other sizes
 STEPS, SAMPLES = 4, 2
 WORKS = "works"
 
@@ -65,7 +66,7 @@ def title(entry: Entry) -> str:
 
 def spec(entry: Entry) -> dict[str, Any]:
     """The part with its defaults, or its first example where it has none."""
-    plain = {"name": entry.name}
+    plain = {"name": entry.name, **SMALL.get(title(entry), {})}
     alone = not hasattr(entry.cls, "calibrated")
     try:
         registry.make(entry.slot, plain)
@@ -80,19 +81,25 @@ def plan_of(entries: Sequence[Entry]) -> Plan:
     for entry in entries:
         held = spec(entry)
         slots[entry.slot] = [*slots.get(entry.slot, []), held] if entry.slot in MANY else held
-    for need in sorted(frozenset[str]().union(*(e.needs for e in entries)) - OF_MODEL):
-        if not any(need in features(registry.make(e.slot, spec(e))) for e in entries):
-            slots |= _companion(need, slots)
+    there = list(entries)
+    wanted = sorted(frozenset[str]().union(*(e.needs for e in there)) - OF_MODEL)
+    for need in wanted:
+        if not any(need in features(registry.make(e.slot, spec(e))) for e in there):
+            found = _companion(need, slots)
+            for e in found:
+                slots[e.slot] = [spec(e)] if e.slot in MANY else spec(e)
+                wanted += sorted(e.needs - OF_MODEL)
+            there += found
     return Plan(**slots)
 
 
-def _companion(need: str, slots: dict[str, Any]) -> dict[str, Any]:
-    """The first part that gives what is needed, in a slot that is free."""
-    for e in registry.entries():
+def _companion(need: str, slots: dict[str, Any]) -> list[Entry]:
+    """The first part that gives what is needed, in a slot that is free, the simplest of a slot first."""
+    for e in sorted(registry.entries(), key=lambda e: len(e.needs - OF_MODEL)):
         free = e.slot not in slots or e.slot == "grid"
         if free and e.slot != "process" and need in features(registry.make(e.slot, spec(e))):
-            return {e.slot: [spec(e)] if e.slot in MANY else spec(e)}
-    return {}
+            return [e]
+    return []
 
 
 def condition(model: Any, plan: Plan) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_the_network_sees_every_size_for_as_many_steps_as_were_asked():
     m = model()
     out = ebb.sample(m, plan(at=(0.2, 0.7)), cond={"hint": hint()}, n=N)
     assert out.x.shape == (N, 1, 8, 8)
-    assert m.denoiser.module.sides == [(8, 8)] * 2 + [(4, 4)] * 5 + [(8, 8)] * 3  # type: ignore[attr-defined]
+    assert m.denoiser.module.sides == [(4, 4)] + [(8, 8)] * 2 + [(4, 4)] * 5 + [(8, 8)] * 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("process", ["flow", "vp-cosine"])

@@ -102,3 +102,15 @@ def test_caches_refuse_gradients():
     assert {"deepcache", "ras", "bac", "int8-dynamic"} <= refused
     assert "gradients" in Watched().gives
     assert "gradients" not in CFG().gives
+
+
+def test_stacked_guides_differentiate_through_fused_attention():
+    """Torch's fused attention has no second derivative; a real network with it can be pulled at twice all the same."""
+    data = ebb.load("digits").batch(2)
+    plan = ebb.Plan(
+        grid={"name": "linear", "steps": 2}, guide=[{"name": "self-guidance", "scale": s} for s in (1.0, 2.0)]
+    )
+    out = ebb.sample("digits", plan, cond={"label": 3, "observed": data, "level": torch.tensor([0.5, 0.5])}, n=2)
+    one = ebb.sample("digits", plan.replace(guide=plan.guide[1:]), cond={"label": 3, "observed": data}, n=2)
+    assert bool(out.x.isfinite().all())
+    assert not torch.equal(out.x, one.x)

@@ -80,6 +80,28 @@ class Bottleneck(Correct):
         """Whether it draws noise: at every switch."""
         return len(self.scales) > 1
 
+    def init(self, state: State, ask: Ask) -> Memory:
+        """Nothing, but each size is tried on one element. Raises EbbError for one that the network does not take."""
+        x = state.x
+        if not isinstance(x, Tensor) or x.ndim != 4 or len(self.scales) == 1 or bool(state.i.any()):
+            return {}  # only where a run begins
+        for scale in sorted(set(self.scales) - {1.0}):
+            side = self._side(list(x.shape[2:]), scale)
+            try:
+                cond = tree_map(lambda v, side=side: (_resized(v, side) if v.shape == x.shape else v)[:1], state.cond)
+                row = torch.zeros(1, dtype=torch.int64)
+                ask(_resized(x[:1], side), state.t[:1], "look", {k: v for k, v in cond.items() if k != "null"}, of=row)
+            except (RuntimeError, ValueError) as error:
+                raise EbbError(
+                    f"correct 'bottleneck' makes pictures of {side[0]} x {side[1]}, which this network does not take: give "
+                    "other scales, or multiple=8, say."
+                ) from error
+        return {}
+
+    def _side(self, size: list[int], scale: float) -> list[int]:
+        """The sides of a stage."""
+        return [self.multiple * max(1, round(v * scale / self.multiple)) for v in size]
+
     def __call__(
         self, state: State, memory: Memory, pred: Pred | None, ask: Ask, process: Process
     ) -> tuple[State, Memory]:
@@ -107,9 +129,7 @@ class Bottleneck(Correct):
         base = memory["points"][..., ends[stage - 1] : ends[stage] + 1]
         times = self._times(process, base, stage)
         state = state.remember("grid", {**state.memory["grid"], "points": _written(points, ends[stage - 1], times)})
-        side = [
-            self.multiple * max(1, round(v * self.scales[stage] / self.multiple)) for v in memory["size"][0].tolist()
-        ]
+        side = self._side(memory["size"][0].tolist(), self.scales[stage])
         ask.note("bottleneck", len(state))
         cond = tree_map(lambda v: _resized(v, side) if v.shape == state.x.shape else v, state.cond)
         t = times[:, 0]

@@ -14,10 +14,12 @@ Source   Chung et al. 2023 (arXiv 2209.14687), section 3.2, for the use; reverse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ebbtide.core.errors import EbbError
 from ebbtide.core.loop import Ask
@@ -59,7 +61,9 @@ def through(ask: Ask, inner: Inner, queries: Sequence[Query], energy: Energy) ->
     stacked = torch.is_grad_enabled()
     with torch.enable_grad():
         asked = [q._replace(x=tree_map(_free, q.x)) for q in queries]
-        preds = inner(asked)
+        # the fused kernels of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH) if stacked else nullcontext():
+            preds = inner(asked)
         energies = [energy(q, p) for q, p in zip(asked, preds, strict=True)]
         for q, e in zip(asked, energies, strict=True):
             if e.shape != (len(q.t),):
