@@ -197,3 +197,13 @@ def test_runs_in_other_threads_do_not_hear_of_it():
         for x, y in zip(pool.map(run, plans), alone, strict=True):
             assert torch.allclose(x, y, rtol=0, atol=1e-5)
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_a_rewritten_network_is_reached_into_as_the_network_is():
+    """bf16 puts a forward of its own around the network; what lies inside its copy must still be heard."""
+    model = ebb.load("digits-unet")
+    plan = ebb.Plan(grid={"name": "linear", "steps": 4}, network=["bf16", {"name": "deepcache", "interval": 2}])
+    out, plain = (ebb.sample(model, p, cond=3, n=2).x for p in (plan, plan.replace(network=["bf16"])))
+    short = ebb.sample(model, plan.replace(network=plan.network[1:]), cond=3, n=2).x
+    assert not torch.equal(out, plain)
+    assert float((out - short).abs().max()) < 0.1

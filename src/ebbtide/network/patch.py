@@ -231,10 +231,12 @@ def shell(network: nn.Module) -> nn.Module:
 
 
 def _rebound(f: Any, old: nn.Module, new: nn.Module) -> Any:
+    if f is old:
+        return new
     if isinstance(f, types.MethodType) and f.__self__ is old:
         return types.MethodType(f.__func__, new)
     if isinstance(f, functools.partial):
-        return functools.partial(f.func, *(new if a is old else a for a in f.args), **f.keywords)
+        return functools.partial(f.func, *(_rebound(a, old, new) for a in f.args), **f.keywords)
     return f
 
 
