@@ -48,11 +48,10 @@ class PCPP(Patch):
     whole   the steps at the start in which all is seen as it is
     """
 
-    examples = ({"whole": 1},)
     strips: Annotated[int, Field(ge=1)] = 2
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     reach: Annotated[int, Field(ge=1)] = 1
-    whole: Annotated[int, Field(ge=1)] = 4
+    whole: Annotated[int, Field(ge=1)] = 1
 
     def look(self, network: nn.Module) -> Tokens:
         return tokens(network, "pcpp")
