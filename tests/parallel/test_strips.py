@@ -45,9 +45,11 @@ def test_a_strip_sees_the_rows_next_to_it() -> None:
     assert PCPP(strips=4, share=0.0).sent(64) == 0
 
 
-def test_too_many_strips_are_refused() -> None:
-    with pytest.raises(EbbError, match="strips="):
-        PCPP(strips=8).spans(49)
+def test_strips_cover_all_tokens_once() -> None:
+    for count in (49, 50, 4):
+        for strips_ in (1, 2, 3, 8):
+            spans = PCPP(strips=strips_).spans(count)
+            assert [j for a, b in spans for j in range(a, b)] == list(range(count))
 
 
 def test_without_staleness_it_is_the_network() -> None:

@@ -48,11 +48,10 @@ class PCPP(Patch):
     whole   the steps at the start in which all is seen as it is
     """
 
-    examples = ({"whole": 1},)
     strips: Annotated[int, Field(ge=1)] = 2
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     reach: Annotated[int, Field(ge=1)] = 1
-    whole: Annotated[int, Field(ge=1)] = 4
+    whole: Annotated[int, Field(ge=1)] = 1
 
     def look(self, network: nn.Module) -> Tokens:
         return tokens(network, "pcpp")
@@ -66,14 +65,9 @@ class PCPP(Patch):
         return torch.where((rows.i < self.whole) | (ready == 0), WHOLE, APART)
 
     def spans(self, count: int) -> list[tuple[int, int]]:
-        """Where the tokens of each strip begin and end: whole rows of a square picture.
-
-        Raises EbbError where there are fewer rows than strips.
-        """
+        """Where the tokens of each strip begin and end: whole rows of a square picture, none where rows are too few."""
         side = math.isqrt(count)
         rows, wide = (side, side) if side * side == count else (count, 1)
-        if rows < self.strips:
-            raise EbbError(f"'pcpp' cuts {rows} rows of tokens into {self.strips} strips: give at most strips={rows}.")
         ends = [round(rows * p / self.strips) * wide for p in range(self.strips + 1)]
         return list(itertools.pairwise(ends))
 
@@ -132,7 +126,10 @@ class _Work:
         def forward(*args: Any, **kwargs: Any) -> Any:
             out: Tensor = own(*args, **kwargs)
             self.count = out.shape[1]
-            a, b = self.patch.spans(self.count)[self.mine[0]]
+            spans = self.patch.spans(self.count)
+            if any(a == b for a, b in spans):
+                raise EbbError(f"'pcpp' has no row of tokens for some of {len(spans)} processes: give fewer.")
+            a, b = spans[self.mine[0]]
             return out[:, a:b]
 
         return forward
@@ -171,7 +168,8 @@ class _Work:
             for p in self.mine:
                 self.strip = p
                 a, b = self.patch.spans(self.count)[p]
-                out.append(own(hidden[:, a:b], *args, **kwargs))
+                if b > a:
+                    out.append(own(hidden[:, a:b], *args, **kwargs))
             return torch.cat(out, 1)
 
         return forward
