@@ -80,5 +80,5 @@ def test_the_shipped_model_makes_windows():
     out = ebb.sample(model, ebb.Plan(solve="ddpm", grid={"name": "linear", "steps": 30}), n=16, seed=0).x
     assert out.shape == (16, 1, 192)
     size = out[:, 0, : model.info["context"]].abs().mean(1)
-    assert torch.allclose(size, torch.ones(16), atol=0.25)  # in their own scale
-    assert float(size.mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(size.median()) == pytest.approx(1.0, abs=0.05)  # in their own scale
+    assert float(size.max()) < 1.2  # less is what a context of nearly zeros has, whose scale is the floor
