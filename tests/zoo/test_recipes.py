@@ -95,7 +95,7 @@ def data(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recipe with a network of its own kind that takes a moment to train."""
-    sizes = {
+    sizes: dict[Any, dict[str, Any]] = {
         DiT: {"layers": 1, "heads": 1, "width": 16},
         UNet: {"widths": (8, 8, 16), "head": 8},
         MaskedLM: {"layers": 2, "heads": 2, "width": 32, "hidden": 32, "length": 32, "window": 8},

@@ -48,7 +48,6 @@ SYSTEM = System(
         "ctm": {"solve": "jump", "grid": {"name": "linear", "steps": 1}},
         "ctm-gamma": {"solve": {"name": "jump", "gamma": 0.5}, "grid": {"name": "linear", "steps": 4}},
     },
-    slow=True,
     differs="distilled from ways kept beforehand, without an adversary; a mixture in the plane, and digits",
 )
 N, UPDATES, TEST = 4096, 2500, 500_000

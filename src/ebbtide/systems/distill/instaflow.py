@@ -39,7 +39,6 @@ SYSTEM = System(
     what="Straighten a flow by training it on its own noise-sample pairs, then distil it into one step.",
     paper="2309.06380",
     presets={"instaflow": {"solve": "euler", "grid": {"name": "linear", "steps": 1}}},
-    slow=True,
     differs="points in the plane and digits; distillation in a run of its own there, a share of the batch of digits-reflow",
 )
 N, UPDATES, TEST = 4096, 800, 500_000
