@@ -35,6 +35,7 @@ LEFT_OUT = {
     "network/compile": "a program is compiled for every pair, a minute each; tests/network/test_rewrites.py runs it"
 }
 SMALL = {"correct/bottleneck": {"multiple": 4}}  # the shipped networks take no other sizes
+LARGEST = 30  # of the sentences that are shown
 STEPS, SAMPLES = 4, 2
 WORKS = "works"
 
@@ -181,10 +182,21 @@ def page(entries: Sequence[Entry], found: dict[str, Outcome], versions: str) -> 
     for key, outcome in found.items():
         if outcome.said:
             said.setdefault(outcome.said, []).append(" + ".join(f"`{k.split('/')[1]}`" for k in key.split("+")))
-    lines += ["", "## What is said where a pair is refused", "", "| pairs | sentence |", "|---|---|"]
-    for sentence, pairs in sorted(said.items(), key=lambda item: (-len(item[1]), item[0])):
+    lines += [
+        "",
+        "## What is said where a pair is refused",
+        "",
+        "The most frequent first.",
+        "",
+        "| pairs | sentence |",
+        "|---|---|",
+    ]
+    ranked = sorted(said.items(), key=lambda item: (-len(item[1]), item[0]))
+    for sentence, pairs in ranked[:LARGEST]:
         few = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
         lines.append(f"| {few} | {sentence.replace('|', ' ')} |")
+    if len(ranked) > LARGEST:
+        lines += ["", f"And {len(ranked) - LARGEST} others, each of a few pairs."]
     return "\n".join(lines) + "\n"
 
 

@@ -50,6 +50,9 @@ def clean(process: Any, n: int = N) -> Tree:
     if "discrete" in process.gives:
         mask = getattr(process, "mask", None)
         return torch.tensor([v for v in range(process.vocab) if v != mask][:3]).repeat(n, 1)
+    if "symmetric" in process.gives:
+        pairs = torch.tensor([[0, 0.8, -0.3], [0.8, 0, 0.5], [-0.3, 0.5, 0]], dtype=torch.float64)
+        return pairs.repeat(n, 1, 1)
     return torch.tensor([[0.8, -0.3]], dtype=torch.float64).repeat(n, 1)
 
 
@@ -80,7 +83,7 @@ def numbers(x: Tree) -> Tensor:
     out = []
     for leaf in leaves(x).values():
         if leaf.is_floating_point():
-            out += [leaf, leaf**2]
+            out += [leaf.flatten(1), leaf.flatten(1) ** 2]
         else:
             out.append(torch.nn.functional.one_hot(leaf, CLASSES).double().flatten(1))
     return torch.cat(out, 1)

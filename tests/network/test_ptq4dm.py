@@ -8,7 +8,7 @@ from torch import nn
 
 import ebbtide as ebb
 from ebbtide.core.errors import EbbError
-from ebbtide.network.ptq4dm import PTQ4DM, Integers, bits, chosen, layers_of, limits, scales
+from ebbtide.network.ptq4dm import PTQ4DM, IntegerLinear, bits, chosen, layers_of, limits, scales
 
 PLAN = ebb.Plan(grid={"name": "linear", "steps": 6})
 
@@ -35,7 +35,7 @@ def test_whole_numbers_give_what_rounded_ones_do(layer, width):
     """The layer itself, on its weights and its input each rounded to the numbers that its ranges allow."""
     x = drawn(7, 9) if isinstance(layer, nn.Linear) else drawn(2, 3, 8, 8)
     s, z = limits(x.flatten(), width)
-    made = Integers(layer, width, width, s, z, "mse")
+    made = IntegerLinear(layer, width, width, s, z, "mse")
     allowed = s * (torch.arange(2**width) - z)
     near = allowed[(x[..., None] - allowed).abs().argmin(-1)]
     rows = scales(layer.weight.detach().flatten(1), width)

@@ -20,7 +20,7 @@ from ebbtide.core.key import Noise, keys
 from ebbtide.core.registry import make
 from ebbtide.denoise.exact import GaussianMixture
 from ebbtide.denoise.network import Border, Network
-from ebbtide.network.int8_dynamic import Whole
+from ebbtide.network.int8_dynamic import WholeLinear
 from ebbtide.network.patch import Patch
 from ebbtide.network.rewrite import copied
 from ebbtide.process.flow import Flow
@@ -207,10 +207,10 @@ def test_rewrites_are_made_in_order_and_patches_see_the_last() -> None:
     border = Border.of(network, Flow(), (Spy(), half, whole))
     assert border.rewrites == ("bf16", "int8-dynamic")
     last: Any = border.denoiser.module  # type: ignore[attr-defined]
-    assert isinstance(last.blocks[0].ff[0], Whole)
+    assert isinstance(last.blocks[0].ff[0], WholeLinear)
     # its whole numbers stand for weights that were rounded to bfloat16 before
     rounded = module.blocks[0].ff[0].weight.to(torch.bfloat16).float()  # type: ignore[union-attr,index]
-    assert torch.equal(last.blocks[0].ff[0].weight, Whole(_linear(rounded)).weight)
+    assert torch.equal(last.blocks[0].ff[0].weight, WholeLinear(_linear(rounded)).weight)
     loop = ebb.Plan().bind(border, Flow())
     loop.step(loop.begin(torch.zeros(2, 4), {}, [0, 1]))
     assert seen == [last]
@@ -284,7 +284,7 @@ def test_whole_numbers_round_trip() -> None:
     x = torch.randint(-126, 127, (5, 33), generator=g) * 1.0
     weight[:, 4], x[:, 9] = 127.0, -127.0
     layer = _linear(weight / 64, torch.arange(7.0))
-    made = Whole(layer)
+    made = WholeLinear(layer)
     assert torch.equal(made.weight, layer.weight)
     assert torch.equal(made(x / 8).double(), (x / 8).double() @ layer.weight.double().T + layer.bias.double())
 
@@ -292,7 +292,7 @@ def test_whole_numbers_round_trip() -> None:
 def test_every_row_has_a_scale_of_its_own() -> None:
     """Alone it is what it is among others a thousand times its size; weights are off by half a step of theirs at most."""
     layer = _linear(torch.randn(8, 24) * torch.logspace(-3, 3, 8)[:, None])
-    made, x = Whole(layer), torch.randn(6, 24) * torch.logspace(-3, 3, 6)[:, None]
+    made, x = WholeLinear(layer), torch.randn(6, 24) * torch.logspace(-3, 3, 6)[:, None]
     together = made(x)
     assert torch.equal(together, torch.cat([made(row[None]) for row in x]))
     step = layer.weight.abs().amax(1, keepdim=True) / 127
@@ -303,7 +303,7 @@ def test_every_row_has_a_scale_of_its_own() -> None:
 
 
 def test_what_is_not_finite_stays_so_and_nothing_stays_nothing() -> None:
-    made = Whole(_linear(torch.randn(3, 4)))
+    made = WholeLinear(_linear(torch.randn(3, 4)))
     x = torch.tensor([[0.0, 0, 0, 0], [1, torch.nan, 0, 0], [1, torch.inf, 0, 0], [1, 2, 3, 4]])
     assert made(x).isfinite().all(1).tolist() == [True, False, False, True]
     assert torch.equal(made(x)[0], torch.zeros(3))
@@ -311,7 +311,7 @@ def test_what_is_not_finite_stays_so_and_nothing_stays_nothing() -> None:
 
 def test_only_blocks_are_made_whole() -> None:
     made = rewritten(DiT(size=8, layers=2, heads=2, width=8).build(), "int8-dynamic")
-    whole = [k for k, m in made.named_modules() if isinstance(m, Whole)]
+    whole = [k for k, m in made.named_modules() if isinstance(m, WholeLinear)]
     assert len(whole) == 2 * 6
     assert all(".attn1." in k or ".ff." in k for k in whole)
     with pytest.raises(EbbError, match="no blocks were found in Pixels"):

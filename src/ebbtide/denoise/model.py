@@ -112,9 +112,10 @@ class Model:
             raise EbbError(f"a condition is a label, a list of labels or a dict of tensors, not {cond!r}.")
         if self.labels is not None and "label" not in cond:
             cond = {"label": self._null_label(), **cond}
-        return self._rows(cond, n)
+        return self.rows(cond, n)
 
-    def _rows(self, cond: Mapping[str, Any], n: int) -> dict[str, Tree]:
+    def rows(self, cond: Mapping[str, Any], n: int) -> dict[str, Tree]:
+        """Leaves of a condition as n rows, with nothing added."""
         return {name: self._leaf(name, value, n) for name, value in cond.items()}
 
     def _null_label(self) -> int:

@@ -44,11 +44,11 @@ class Int8Dynamic(Rewrite):
             raise EbbError("'int8-dynamic' finds no linear layer in an attention or feed-forward block; leave it out.")
         for name, layer in layers:
             owner, _, key = name.rpartition(".")
-            setattr(made.get_submodule(owner), key, Whole(layer))
+            setattr(made.get_submodule(owner), key, WholeLinear(layer))
         return made
 
 
-class Whole(nn.Module):
+class WholeLinear(nn.Module):
     """A linear layer on whole numbers, 8 bits each, one scale a row of its input and one a row of its weights."""
 
     q: Tensor

@@ -81,7 +81,9 @@ class PTQ4DM(Rewrite):
             owner, _, key = name.rpartition(".")
             weights = OUTER if name in outer else self.w_bits
             given = OUTER if name in outer else self.a_bits
-            setattr(made.get_submodule(owner), key, Integers(layers[name], weights, given, scale, zero, self.metric))
+            setattr(
+                made.get_submodule(owner), key, IntegerLinear(layers[name], weights, given, scale, zero, self.metric)
+            )
         return made
 
     def calibrated(self, record: Record) -> PTQ4DM:
@@ -95,7 +97,7 @@ class PTQ4DM(Rewrite):
         return replace(self, ranges=ranges)
 
 
-class Integers(nn.Module):
+class IntegerLinear(nn.Module):
     """A linear or convolutional layer on whole numbers.
 
     q       its weights, int8
@@ -237,6 +239,6 @@ def bits(network: nn.Module) -> int:
     """The bits that all parameters take: those of whole numbers at their width, with a 32-bit scale for each output."""
     total = sum(p.numel() * p.element_size() * 8 for p in network.parameters())
     for module in network.modules():
-        if isinstance(module, Integers):
+        if isinstance(module, IntegerLinear):
             total += module.q.numel() * module.bits + 32 * module.scale.numel() + 64
     return total

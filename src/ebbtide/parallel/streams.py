@@ -137,7 +137,7 @@ class Stream:
     def _condition(self, frame: Tensor | Mapping[str, Any]) -> dict[str, Tree]:
         own = dict(frame) if isinstance(frame, Mapping) else {"source": frame}
         common = self.model.condition(self.cond, 1)
-        return {**common, **self.model.condition(tree_map(lambda v: torch.as_tensor(v)[None], own), 1)}
+        return {**common, **self.model.rows(tree_map(lambda v: torch.as_tensor(v)[None], own), 1)}
 
     def _begin(self, loop: Loop, cond: dict[str, Tree], k: int) -> State:
         like = self.model.batch(1, self.device)

@@ -74,7 +74,7 @@ class PipelineModel(Model):
         if isinstance(cond, Mapping) and all(
             isinstance(cond.get(path[0]), Tensor | Mapping) for path in self.voice.own
         ):
-            return self._rows(cond, n)
+            return self.rows(cond, n)
         asked, leaves = self._read(cond)
         rows = [{k: v[j] if isinstance(v, list) else v for k, v in asked.items()} for j in range(n)]
         for k, v in asked.items():
@@ -85,7 +85,7 @@ class PipelineModel(Model):
             if repr(row) not in made:
                 made[repr(row)] = self.encode(**row)
         joined = tree_map(self._joined, *(made[repr(row)] for row in rows))
-        return {**joined, **self._rows(leaves, n)}
+        return {**joined, **self.rows(leaves, n)}
 
     def _joined(self, *rows: Tensor) -> Tensor:
         shapes = list(dict.fromkeys(v.shape[1:] for v in rows))
