@@ -155,6 +155,11 @@ def ident(spec: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- exact denoisers
 
 
+def styled(label: Tensor, cond: Mapping[str, Tree]) -> Tensor:
+    """Which of the four laws: the label's, shifted by a second condition, the style, where there is one; -1 is none of each."""
+    return (label + cond["style"] + 1) % 4 if "style" in cond else label
+
+
 class Bell(Denoiser):
     """Numbers that are independent of each other, each a mixture of Gaussians which the element's label chooses.
 
@@ -172,12 +177,13 @@ class Bell(Denoiser):
         self.process, self.modes = process, modes
 
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
-        return torch.full_like(leaf, -1) if name == "label" else None
+        return torch.full_like(leaf, -1) if name in ("label", "style") else None
 
     def law(self, t: Tensor, cond: Mapping[str, Tree]) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, means and standard deviations of the clean components, (K, R, 1...) against t."""
         label = cond.get("label")
         rows = torch.full((len(t),), 0 if label is None else -1) if not isinstance(label, Tensor) else label
+        rows = styled(rows, cond)
         table = torch.tensor([row[: self.modes] for row in self.LAWS], dtype=torch.float64)[rows]  # (R, K, 3)
         table = table.movedim(1, 0).reshape(self.modes, len(t), *(1,) * (t.ndim - 1), 3)
         w, m, s = table.unbind(-1)
@@ -283,7 +289,7 @@ class Words(Denoiser):
         return law / law.sum(1, keepdim=True)
 
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
-        return torch.full_like(leaf, -1) if name == "label" else None
+        return torch.full_like(leaf, -1) if name in ("label", "style") else None
 
     def evidence(self, x: Tensor, t: Tensor) -> Tensor:
         """q(x_t | x0 = v), (R, L, V), up to a factor free of v."""
@@ -297,7 +303,7 @@ class Words(Denoiser):
         return self.process.evidence(x[..., 0], t)
 
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
-        label = cond.get("label", torch.zeros(len(x), dtype=torch.int64))
+        label = styled(cond.get("label", torch.zeros(len(x), dtype=torch.int64)), cond)
         e = self.evidence(x, t)
         p = self.tables[label].clone()  # (R, S)
         for i in range(self.length):
@@ -318,7 +324,7 @@ class Fields(Denoiser):
         self.process, self.each = process, each
 
     def null(self, name: str, leaf: Tensor) -> Tensor | None:
-        return torch.full_like(leaf, -1) if name == "label" else None
+        return torch.full_like(leaf, -1) if name in ("label", "style") else None
 
     def __call__(self, x: Tree, t: Tensor, cond: dict[str, Tree]) -> Pred:
         preds = {}
@@ -619,6 +625,8 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
     groups = (0, 0, 1, 1) if entry.slot == "steer" else (0, 1, 2, 3)
     # particles of one request are asked for the same
     cond: dict[str, Tree] = {"label": torch.tensor([0, 0, 2, 2] if entry.slot == "steer" else [0, 1, 2, 0])}
+    if entry.slot == "guide" and not module:  # a second condition, for guides that weigh one against the other
+        cond["style"] = torch.tensor([1, 0, 2, 0])
     if "end" in process.gives:
         ends = {k: p.gives for k, p in getattr(process, "parts", {}).items()}
         drawn = _ends(like)
