@@ -139,13 +139,15 @@ def test_categorical_has_no_ceiling_on_rare_classes():
 
 
 def test_recorded_maps_are_given_at_each_elements_own_step():
-    maps = torch.arange(3 * 4 * 2.0).reshape(3, 4, 2)
-    like = torch.empty(3, 2, dtype=torch.float64)
-    told = Noise(keys([0, 1, 2]), torch.tensor([2, 0, 9]), 1, maps)
-    wanted = torch.stack([maps[0, 2], maps[1, 0], maps[2, 3]]).double()  # beyond the last map: the last
+    maps = torch.arange(4 * 4 * 2.0).reshape(4, 4, 2)
+    maps[3] = 0  # zeros: nothing was recorded
+    like = torch.empty(4, 2, dtype=torch.float64)
+    told = Noise(keys([0, 1, 2, 3]), torch.tensor([2, 0, 9, 1]), 1, maps)
+    fresh = Noise(told.key, told.i, 1)
+    drawn = fresh.normal(like)
+    wanted = torch.stack([maps[0, 2].double(), maps[1, 0].double(), drawn[2], drawn[3]])  # beyond the last: drawn afresh
     assert torch.equal(told.normal(like), wanted)
     assert torch.equal(told.take(torch.tensor([2, 0])).normal(like[:2]), wanted[[2, 0]])
-    fresh = Noise(told.key, told.i, 1)
     assert torch.equal(told.normal(like, salt=1), fresh.normal(like, salt=1))
     assert torch.equal(told.fold(0).normal(like), fresh.fold(0).normal(like))
 

@@ -61,6 +61,7 @@ class Bottleneck(Correct):
     multiple   sides are rounded to one of these
     """
 
+    examples = ({}, {"at": (0.3, 0.6), "restart": (0.9,)})
     scales: tuple[Scale, ...] = (1.0, 0.5, 1.0)
     at: tuple[Share, ...] = (0.25, 0.65)
     restart: tuple[Share, ...] = ()
