@@ -16,7 +16,9 @@ from ebbtide.process.gaussian import VPCosine, VPLinear
 from ebbtide.systems import Bench
 from ebbtide.systems.theory import gauge_freedom, principles
 
-GAUSSIAN = [e.name for e in registry.entries("process") if issubclass(e.cls, Affine) and "gaussian" in e.cls.gives]
+# those that are Gaussian whatever their parameters; one that wraps another is tried with the other
+ALWAYS = [e for e in registry.entries("process") if issubclass(e.cls, Affine) and isinstance(e.cls.gives, frozenset)]
+GAUSSIAN = [e.name for e in ALWAYS if "gaussian" in e.cls.gives]
 
 
 class WrongAlpha(Flow):
