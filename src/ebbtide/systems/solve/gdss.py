@@ -93,13 +93,12 @@ def card(bench: Bench) -> Card:
     s4 = ebb.Plan(solve=dict(SYSTEM.presets["gdss"]["solve"]), grid=grid)
     pc = ebb.Plan(solve={"name": "langevin", "snr": 0.05}, grid=grid)
 
-    worst, steps_seen = 0.0, 0
+    worst = 0.0
     out, state = ebb.sample(model, s4, n=COUNT, seed=0).x, None
     for step in ebb.run(model, s4, n=4, seed=0):
         state = step.state
         e = state.x["edges"]
         worst = max(worst, float((e - e.mT).abs().max()), float(e.diagonal(dim1=1, dim2=2).abs().max()))
-        steps_seen += 1
     other = ebb.sample(model, pc, n=COUNT, seed=COUNT).x
     far, far_pc = (apart(torch.cov(exact.flat(v).mT), exact.cov) for v in (out, other))
     bench.check("covariance of S4 samples, relative error", far, at_most=0.05, published="5%")
