@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=SYSTEM.presets["tsdiff"]["grid"]["steps"])
     parser.add_argument("--scale", type=float, default=SYSTEM.presets["tsdiff"]["guide"][0]["scale"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=None, help="a file that keeps each run, and is gone on from")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = ebb.load(given.model)
@@ -67,12 +68,20 @@ def main() -> int:
     truth = x[:, 0, context:]
     free = ebb.Plan.from_dict({**SYSTEM.presets["tsdiff"], "guide": []})
     free = free.replace(grid={"name": "linear", "steps": given.steps})
-    drawn = {"samples": forecasts(model, free, x, context, given.each, given.seed)}
-    for name, loss in (("guided", "quantile"), ("squares", "mse")):
-        plan = free.replace(guide=[{"name": "self-guidance", "scale": given.scale, "loss": loss}])
-        drawn[name] = forecasts(model, plan, x, context, given.each, given.seed)
-    drawn["the last day again"] = seasonal_naive(x[:, 0, :context], truth.shape[-1], DAY)[:, None]
-    score = {name: crps(v, truth).mean(-1) for name, v in drawn.items()}
+    naive = seasonal_naive(x[:, 0, :context], truth.shape[-1], DAY)[:, None]
+    kept = figures.Kept(given.keep)
+
+    def judged(loss: str | None) -> tuple[list[float], list[float]]:
+        """CRPS of every window, and the shares of truths below the quantiles."""
+        guide = [] if loss is None else [{"name": "self-guidance", "scale": given.scale, "loss": loss}]
+        drawn = forecasts(model, free.replace(guide=guide), x, context, given.each, given.seed)
+        return crps(drawn, truth).mean(-1).tolist(), coverage(drawn, truth, NOMINAL).tolist()
+
+    score, shares = {"the last day again": crps(naive, truth).mean(-1)}, {}
+    run = f"{model.digest} {given.windows} {given.each} {given.steps} {given.scale} {given.seed}"
+    for name, loss in (("samples", None), ("guided", "quantile"), ("squares", "mse")):
+        found = kept(f"{run} {name}", lambda v=loss: judged(v))  # type: ignore[misc]
+        score[name], shares[name] = (torch.tensor(v, dtype=torch.float64) for v in found)
     lines = []
     for name, bar in (("samples", 0.8), ("the last day again", 0.8), ("squares", 1.0)):
         ours, theirs = score["guided"], score[name]
@@ -80,9 +89,8 @@ def main() -> int:
         told = f"+- {error:.3f}; {ours.mean():.3f} / {theirs.mean():.3f}"
         lines.append(figures.Figure(f"CRPS over that of {name}", float(ours.mean() / theirs.mean()), bar, said=told))
     nominal = torch.tensor(NOMINAL, dtype=torch.float64)
-    shares = {name: coverage(drawn[name], truth, NOMINAL) for name in ("guided", "squares")}
     off = {name: float((v - nominal).abs().mean()) for name, v in shares.items()}
-    told = "; ".join(", ".join(f"{v:.2f}" for v in shares[name].tolist()) for name in shares)
+    told = "; ".join(", ".join(f"{v:.2f}" for v in shares[name].tolist()) for name in ("guided", "squares"))
     lines.append(figures.Figure("coverage error over that of squares", off["guided"] / off["squares"], 1, said=told))
     title = f"ETTh1, {given.windows} windows of {given.each} samples, {given.steps} steps, scale {given.scale:g}, "
     return figures.report(f"{title}seed {given.seed} ({figures.versions()})", lines, given.json)

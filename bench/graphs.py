@@ -1,6 +1,6 @@
 """Graphs and molecules: our samplers against the predictor-corrector of GDSS, on its own networks, at equal calls.
 
-    python bench/graphs.py ASSETS [community_small] [qm9] [--calls 200] [--n 96] [--seeds 0,1] [--ways s4,langevin,...] [--json]
+    python bench/graphs.py ASSETS [community_small] [qm9] [--calls 200] [--n 96] [--seeds 0,1] [--ways s4,langevin] [--json]
 
 ASSETS is the folder that holds models/ and data/; each seed draws as many graphs, all samplers from the same noise.
 
@@ -155,23 +155,29 @@ def plan(way: str, name: str, calls: int) -> ebb.Plan:
 
 
 def measured(
-    assets: Path, name: str, calls: int, n: int, seeds: list[int], ways: list[str]
+    assets: Path, name: str, calls: int, n: int, seeds: list[int], ways: list[str], kept: figures.Kept
 ) -> Iterator[figures.Figure]:
     """All ways on one data set."""
     nets = GraphNets(load_file(assets / "models" / f"gdss_{name}.safetensors"))
     data, counts = read(assets, name)
     size, features = data.shape[-1], 10 if name == "community_small" else 4
     model = model_of(nets, name, size, features)
-    found: dict[str, list[dict[str, Any]]] = {w: [] for w in ("published", *ways)}
-    for seed in seeds:
+
+    def run(way: str, seed: int) -> dict[str, Any]:
         g = torch.Generator().manual_seed(seed)
         on = (torch.arange(size) < counts[torch.randint(len(counts), (n,), generator=g)][:, None]).float()
         x, a = torch.randn(n, size, features, generator=g), mirrored(torch.randn(n, size, size, generator=g))
-        found["published"].append(judged(name, *reference(nets, name, x, a, on, calls // 2, seed), on, data))
-        for way in ways:
-            cond = {"on": on, "start": {"edges": a, "nodes": x}}
-            out: Any = ebb.sample(model, plan(way, name, calls), cond=cond, n=n, seed=seed).x
-            found[way].append(judged(name, out["nodes"], out["edges"], on, data))
+        if way == "published":
+            return judged(name, *reference(nets, name, x, a, on, calls // 2, seed), on, data)
+        cond = {"on": on, "start": {"edges": a, "nodes": x}}
+        out: Any = ebb.sample(model, plan(way, name, calls), cond=cond, n=n, seed=seed).x
+        return judged(name, out["nodes"], out["edges"], on, data)
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in seeds:
+        for way in ("published", *ways):
+            key = f"{name} {way} {calls} calls, {n} graphs, seed {seed}"
+            found.setdefault(way, []).append(kept(key, lambda w=way, s=seed: run(w, s)))  # type: ignore[misc]
     for way in ways:
         for what in STATISTICS:
             ours, theirs = ([row[what] for row in found[w]] for w in (way, "published"))
@@ -198,10 +204,12 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=96, help="graphs a seed")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--ways", default="s4,langevin,whole,half")
+    parser.add_argument("--keep", type=Path, default=None, help="a file that keeps each run, and is gone on from")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    kept = figures.Kept(given.keep)
     seeds, ways = [int(v) for v in given.seeds.split(",")], given.ways.split(",")
-    found = [f for name in given.sets for f in measured(given.assets, name, given.calls, given.n, seeds, ways)]
+    found = [f for name in given.sets for f in measured(given.assets, name, given.calls, given.n, seeds, ways, kept)]
     title = f"Graphs, {given.calls} calls, {given.n} graphs and seeds {given.seeds} ({figures.versions()})"
     return figures.report(title, found, given.json)
 
