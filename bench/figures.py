@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,22 @@ def versions() -> str:
         f"ebbtide {ebbtide.__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} thread(s)"
     )
+
+
+class Kept:
+    """What long runs found, in a file from which the next goes on; without a file, in memory alone."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.found: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` finds, as JSON has it, or found under this name before."""
+        if name not in self.found:
+            self.found[name] = work()
+            if self.file:
+                self.file.write_text(json.dumps(self.found))
+        return self.found[name]
 
 
 def interleaved(

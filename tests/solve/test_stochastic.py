@@ -309,6 +309,19 @@ def test_where_the_data_is_known_corrections_of_any_length_leave_the_law(law: Ca
         assert got == pytest.approx(moments(point, 0.5, 1e-9), rel=1e-7)
 
 
+@pytest.mark.parametrize("corrections", [1, 3])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 1.0, 1.2])
+def test_noise_of_another_scale_leads_to_a_law_of_that_scale(law: Callable[..., Any], scale: float, corrections: int):
+    """Where the data is known, a correction keeps (1 - k)^2 of the variance and brings r^2 of the rest of c^2: only r = 1
+    leaves it."""
+    point, snr = data(std=1e-9), 0.4
+    solve = {"name": "langevin", "snr": snr, "corrections": corrections, "scale": scale}
+    got = law(point, [0.6, 0.5], solve, *moments(point, 0.6, 1e-9))
+    mean, c = moments(point, 0.5, 1e-9)
+    left = (1 - 2 * snr**2) ** (2 * corrections)
+    assert got == pytest.approx((mean, c * math.sqrt(left + scale**2 * (1 - left))), rel=1e-7)
+
+
 def test_the_landing_is_not_corrected_and_a_long_correction_is_refused():
     loop, state = bound(data(), 3, [0.8, 0.4, 0.0], {"name": "langevin", "corrections": 2})
     assert [step.calls for step in loop.run(state)] == [9, 3]

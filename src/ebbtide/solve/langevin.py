@@ -1,10 +1,11 @@
 """Predictor-corrector: an ancestral step, then Langevin steps at the new time that put the law of x_s right.
 
     predict   x <- process.move(x, E[x0 | x_t], t, s, eta)
-    correct   x <- a_s x0 + b_s y + c_s ((1 - k) eps + sqrt(1 - (1 - k)^2) z),   x0 = E[x0 | x at s],   k = 2 snr^2
+    correct   x <- a_s x0 + b_s y + c_s ((1 - k) eps + r sqrt(1 - (1 - k)^2) z),   x0 = E[x0 | x at s],   k = 2 snr^2
 
 eps = (x - a_s x0 - b_s y) / c_s is -c_s times the score, so a correction is a Langevin step of size k c_s^2; it is written
-so that it leaves the law as it is where x0 is known, for every k up to 1.
+so that it leaves the law as it is where x0 is known, for every k up to 1. Only r = 1 does: less noise draws x nearer to what
+is likely, as samplers of graphs want it (Jo et al. 2022, arXiv 2202.02514, r = 0.7).
 
 Shapes   x (B, ...), any units, or fields, each by itself. 1 + corrections calls a step, one where it lands on the data.
 Paper    Song et al. 2021, "Score-based generative modeling through stochastic differential equations" (arXiv 2011.13456),
@@ -43,16 +44,18 @@ class Langevin(Solver):
 
     corrections   Langevin steps after every step
     snr           their signal-to-noise ratio, the length of a step against that of its noise
+    scale         of their noise, r; only 1 keeps the law
     eta           of the predictor: 1 ancestral, 0 deterministic
     """
 
     corrections: Annotated[int, Field(ge=0)] = 1
     snr: Annotated[float, Field(gt=0, le=math.sqrt(0.5))] = 0.16
+    scale: Annotated[float, Field(ge=0)] = 1.0
     eta: Eta = 1.0
 
     @property
     def stochastic(self) -> bool:
-        return self.eta > 0 or self.corrections > 0
+        return self.eta > 0 or (self.corrections > 0 and self.scale > 0)
 
     @property
     def order(self) -> float | None:
@@ -81,7 +84,7 @@ class Langevin(Solver):
         """One field of some rows, put right once: x, what is seen there, from where to where, draws, and which rows."""
         x, seen, t, s, noise, rows = rest
         p, own = f.process, f.of(x)
-        keep, data, end, fresh = p.once(("langevin", self.snr), lambda t, s: self._weights(p, t, s), t, s)
+        keep, data, end, fresh = p.once(("langevin", self.snr, self.scale), lambda t, s: self._weights(p, t, s), t, s)
         ends = [(end, p.end(f.cond)[rows.to(own.device)])] if p.ended else []
         out: Tensor = combine((keep, own), (data, f.of(seen.mean)), *ends, (fresh, p.draw(own, f.noise(noise))))
         return out
@@ -91,4 +94,9 @@ class Langevin(Solver):
         c = process.c(s)
         k = torch.where((s < t) & (c > 0), 2 * self.snr**2, torch.zeros_like(c))
         b = process.b(s)
-        return 1 - k, k * process.a(s), k * (torch.zeros_like(c) if b is None else b), c * (k * (2 - k)).sqrt()
+        return (
+            1 - k,
+            k * process.a(s),
+            k * (torch.zeros_like(c) if b is None else b),
+            self.scale * c * (k * (2 - k)).sqrt(),
+        )
