@@ -15,7 +15,7 @@ Paper    Li et al. 2024, "Immiscible Diffusion" (arXiv 2406.12303), algorithm 1;
          Immiscible Diffusion" (2505.18521)
 Off      exchange=False, nearest=1 is flow matching, bit for bit.
 Differs  exchanges in rounds, in place of the Hungarian method: 0.9 (pictures) to 0.999 (the plane) of what the best permutation
-         gains, in a few dozen passes over the matrix, and no solver to depend on. float32, not float16, which is no faster here.
+         gains, in a few dozen passes over the matrix, and no solver to depend on. float32, not float16: no faster here.
 """
 
 from __future__ import annotations
