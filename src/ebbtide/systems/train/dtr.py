@@ -45,7 +45,7 @@ SYSTEM = System(
     slow=True,
     differs="channels outside the window are not written to; a DiT of 0.3 million parameters on digits",
 )
-SIZE, HEADS, HEAD, LEVELS, SEEDS, STEPS, N = 16, 2, 32, 1000, 3, 300, 1000
+SIZE, HEADS, HEAD, LEVELS, SEEDS, STEPS, N = 16, 2, 32, 1000, 3, 1000, 1000
 WIDTH = HEADS * HEAD
 PLAN = ebb.Plan.from_dict(dict(SYSTEM.presets["dtr"]))
 
@@ -84,7 +84,7 @@ def seen(x: Tensor) -> tuple[Tensor, Tensor]:
 def quality(masks: str, seed: int, steps: int = STEPS) -> float:
     """The Frechet distance of samples to the digits that were learnt from."""
     network, loss, data = Masked(masks=masks), FlowMatching(peaked=0.0), reference.pictures(SIZE)
-    recipe = Recipe("dtr", "card", network, loss, steps, batch=64, lr=3e-3, warmup=50, ema=0.98, seed=seed)
+    recipe = Recipe("dtr", "card", network, loss, steps, batch=32, lr=3e-3, warmup=50, ema=0.98, seed=seed)
     model = model_of(fitted(recipe, data), {**network.about(), **loss.about()}, "dtr")
     x = ebb.sample(model, PLAN, cond=[k % 10 for k in range(N)], n=N, seed=7, batch=250).x
     return frechet(*seen(x), *seen(data.x))
@@ -131,7 +131,10 @@ def card(bench: Bench) -> Card:
     found = {k: [quality(k, seed) for seed in range(SEEDS)] for k in ("none", ours, "drawn", "shared")}
     mean = {k: sum(v) / SEEDS for k, v in found.items()}
     bench.check(
-        "Frechet distance over that of drawn masks", mean[ours] / mean["drawn"], at_most=0.95, published="below 1"
+        "Frechet distance over that of drawn masks", mean[ours] / mean["drawn"], at_most=0.8, published="below 1"
     )
     said = "; ".join(f"{k} {mean[k]:.2f} ({', '.join(f'{x:.2f}' for x in v)})" for k, v in found.items())
-    return bench.card(f"Frechet distances, mean and seeds: {said}.")
+    return bench.card(
+        f"Frechet distances, mean and seeds: {said}. The published gain over no mask is not seen at this size: "
+        f"{mean[ours] / mean['none']:.2f} of its distance."
+    )

