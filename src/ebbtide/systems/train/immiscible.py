@@ -174,7 +174,7 @@ def card(bench: Bench) -> Card:
     return bench.card(
         f"Share of steps by seed: {'; '.join(said)}. The nearest of 4 noises in their place leaves "
         f"{spread(*nearest) / spread(*plain):.2f} of the variance in the plane, and noises {off_normal(nearest[1]):.0f} "
-        f"standard errors from normal. Not every network gains: an MLP of the same digits ends 500 steps at 11.3 for 10.0 (three "
-        f"seeds). Noise prediction on digits ends at 13.1 for 14.6, but its figure in 10 steps is no measure of progress: it "
-        f"falls and rises again, with exchanges and without."
+        f"standard errors from normal. Not every network gains: an MLP of the same digits ends 500 steps at 11.3 for 10.0 "
+        f"(three seeds). Noise prediction on digits ends at 13.1 for 14.6 (one), but its figure falls and rises again, with "
+        f"exchanges and without, so 10 steps do not measure its progress."
     )
