@@ -43,7 +43,7 @@ SYSTEM = System(
     what="Each noise level has its own sliding window of active channels in every block, at no parameter.",
     presets={"dtr": {"grid": {"name": "linear", "steps": 10}}},
     slow=True,
-    differs="channels outside the window are not written to; a DiT of 0.3 million parameters on digits, which is better without",
+    differs="channels outside the window are not written to; a DiT of 0.3 million parameters on digits, better without masks",
 )
 SIZE, HEADS, HEAD, LEVELS, SEEDS, STEPS, N = 16, 2, 32, 1000, 3, 1000, 1000
 WIDTH = HEADS * HEAD
