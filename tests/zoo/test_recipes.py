@@ -30,6 +30,7 @@ from ebbtide.zoo.models import network
 from ebbtide.zoo.networks import DiT, UNet
 from ebbtide.zoo.paired import PairedUNet, SwitchedUNet
 from ebbtide.zoo.policy import ActionDiT
+from ebbtide.zoo.routing import RoutedDiT
 from ebbtide.zoo.text import Text, decode, encode, load_text
 from ebbtide.zoo.video import VideoDiT
 
@@ -40,7 +41,7 @@ def pictures(classes: int | None, channels: int = 3, size: int = 32) -> Pictures
     return Pictures(torch.zeros(n, channels, size, size, dtype=torch.uint8), labels)
 
 
-DIGITS = ["digits", "digits-eps", "digits-unet"]
+DIGITS = ["digits", "digits-eps", "digits-immiscible", "digits-routed", "digits-unet"]
 TEXT = ["shakespeare", "shakespeare-causal"]
 STUDENTS = ["digits-ctm", "digits-reflow"]
 SCENES = ["shapes-depth", "shapes-depth-diffusion", "shapes-depth-plain"]
@@ -97,6 +98,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recipe with a network of its own kind that takes a moment to train."""
     sizes: dict[Any, dict[str, Any]] = {
         DiT: {"layers": 1, "heads": 1, "width": 16},
+        RoutedDiT: {"layers": 1, "heads": 1, "width": 16},
         UNet: {"widths": (8, 8, 16), "head": 8},
         MaskedLM: {"layers": 2, "heads": 2, "width": 32, "hidden": 32, "length": 32, "window": 8},
         CausalLM: {"layers": 2, "heads": 2, "width": 32, "hidden": 32, "length": 32},

@@ -60,10 +60,14 @@ class FlowMatching:
         """Two uniform numbers as a time: where `which` falls below the share, a peaked one."""
         return torch.where(which < self.peaked, torch.sigmoid(self.centre + self.spread * torch.special.ndtri(u)), u)
 
+    def paired(self, x0: Tensor, noise: Noise) -> Noise:
+        """Where each picture of a batch draws its noise: from its own key."""
+        return noise
+
     def loss(self, network: nn.Module, x0: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """The mean squared error over a batch x0 (B, C, H, W) in [-1, 1], labels (B,) int64; `noise` has B keys."""
         t = self.times(noise)
-        x = self.process.corrupt(x0, t, noise, {})
+        x = self.process.corrupt(x0, t, self.paired(x0, noise), {})
         target = self.process.from_x0(self.kind, x0, x, t, {})
         dropped = (noise.uniform((len(x0),), 3) < self.drop).to(x0.device)
         known = torch.full_like(dropped, self.null, dtype=torch.int64) if labels is None else labels

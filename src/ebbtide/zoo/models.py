@@ -165,6 +165,10 @@ def network(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
         else:
             module, file = kind(kind.config_class.from_dict(config)).float(), folder / "model.safetensors"
     _fill(module, file)
+    if "routing" in about:
+        from ebbtide.zoo.routing import routed, windows
+
+        module = routed(module, windows(module.inner_dim, **about["routing"]))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return module.eval().requires_grad_(False), about, digest
 

@@ -15,6 +15,7 @@ from ebbtide.learn.annotating import Annotating, Diffusing
 from ebbtide.learn.autoencoding import Autoencoding
 from ebbtide.learn.classification import Augmented, Classification
 from ebbtide.learn.flow_matching import FlowMatching
+from ebbtide.learn.immiscible import Immiscible
 from ebbtide.learn.masked import MaskedNELBO, untimed
 from ebbtide.learn.next_token import NextToken
 from ebbtide.learn.reflow import Reflow
@@ -35,6 +36,7 @@ from ebbtide.zoo.moving import Moving, load_moving
 from ebbtide.zoo.networks import DiT, StudentDiT, UNet
 from ebbtide.zoo.paired import PAIRS, PairedUNet, SwitchedUNet
 from ebbtide.zoo.policy import ActionDiT, PolicyMatching
+from ebbtide.zoo.routing import RoutedDiT
 from ebbtide.zoo.series import Series, SeriesDiT, SeriesMatching, load_series
 from ebbtide.zoo.shapes import Shapes
 from ebbtide.zoo.text import ALPHABET, Text, load_text
@@ -65,6 +67,10 @@ DIGITS_EPS = replace(
 )
 
 DIGITS_UNET = replace(DIGITS, name="digits-unet", network=UNet(), steps=5000, batch=64)
+
+# Two other ways to train `digits`, at its budget.
+DIGITS_IMMISCIBLE = replace(DIGITS, name="digits-immiscible", objective=Immiscible())
+DIGITS_ROUTED = replace(DIGITS, name="digits-routed", network=RoutedDiT())
 
 SHAKESPEARE = Recipe(
     name="shakespeare",
@@ -208,6 +214,8 @@ _ALL = (
     CLASSIFIER,
     DIGITS_EPS,
     DIGITS_UNET,
+    DIGITS_IMMISCIBLE,
+    DIGITS_ROUTED,
     SHAKESPEARE,
     SHAKESPEARE_CAUSAL,
     EMOJI,
