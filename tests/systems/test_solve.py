@@ -9,7 +9,9 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import ebbtide as ebb
+from ebbtide.process.flow import Flow
 from ebbtide.process.mean_reverting import MeanReverting
+from ebbtide.systems.solve import bottleneck_sampling as neck
 from ebbtide.systems.solve import ghvb, mr_sampler
 
 
@@ -58,3 +60,33 @@ def test_heavy_ball_is_its_recurrence():
         v = eps if v is None else (1 - beta) * v + beta * (1.5 * eps - 0.5 * last)
         x, last = x + (to - s) * v, eps
         torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)
+
+
+def field() -> torch.Tensor:
+    """The covariance of the field by sums of cosines, (S^2, S^2)."""
+    row = torch.fft.ifft2(neck.spectrum()).real
+    place = torch.cartesian_prod(*(torch.arange(neck.SIDE),) * 2)
+    apart = place[:, None] - place
+    return row[apart[..., 0] % neck.SIDE, apart[..., 1] % neck.SIDE]
+
+
+@pytest.mark.parametrize("side", [neck.SIDE, neck.SIDE // 2])
+def test_the_field_is_known_in_both_sizes(side: int):
+    """By the conditional of a joint Gaussian, its covariance resized pixel by pixel for the half."""
+    cov = field()
+    if side < neck.SIDE:
+        whole = torch.eye(neck.SIDE**2, dtype=torch.float64).reshape(-1, 1, neck.SIDE, neck.SIDE)
+        down = torch.nn.functional.interpolate(whole, (side, side), mode="bilinear", antialias=True).flatten(1)
+        cov = down.T @ cov @ down
+    t = torch.full((2,), 0.6, dtype=torch.float64)
+    x = mr_sampler.normal(4, 2, side**2)
+    a, c = Flow().a(t)[0], Flow().c(t)[0]
+    eye = torch.eye(side**2, dtype=torch.float64)
+    wanted = torch.linalg.solve(a**2 * cov + c**2 * eye, (a * cov) @ x.T).T
+    found = neck.Knows()(x.reshape(2, 1, side, side), t).flatten(1)
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_pixels_of_the_field_have_variance_one():
+    assert float(field().diagonal().mean()) == pytest.approx(1)
+    assert float(torch.linalg.eigvalsh(field()).min()) > 0

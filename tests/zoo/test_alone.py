@@ -42,7 +42,8 @@ def test_the_same_alone_and_among_eight(name: str, scale: float) -> None:
     cond = told(model, 8)
     guide = [{"name": "cfg", "scale": scale}] if scale > 1 else []
     text = model.medium == "text"
-    plan = ebb.Plan() if text else ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": 4}, guide=guide)
+    steps = 1 if (ABOUT[name].get("beside") or {}).get("once") else 4
+    plan = ebb.Plan() if text else ebb.Plan(solve="ancestral", grid={"name": "linear", "steps": steps}, guide=guide)
     many: Any = ebb.sample(model, plan, cond=asked(cond), n=8, seed=5).x
     for k in (0, 3, 7):
         alone = ebb.sample(model, plan, cond=asked(None if cond is None else [cond[k]]), n=1, seed=5 + k).x
