@@ -145,7 +145,9 @@ def test_recorded_maps_are_given_at_each_elements_own_step():
     told = Noise(keys([0, 1, 2, 3]), torch.tensor([2, 0, 9, 1]), 1, maps)
     fresh = Noise(told.key, told.i, 1)
     drawn = fresh.normal(like)
-    wanted = torch.stack([maps[0, 2].double(), maps[1, 0].double(), drawn[2], drawn[3]])  # beyond the last: drawn afresh
+    wanted = torch.stack(
+        [maps[0, 2].double(), maps[1, 0].double(), drawn[2], drawn[3]]
+    )  # beyond the last: drawn afresh
     assert torch.equal(told.normal(like), wanted)
     assert torch.equal(told.take(torch.tensor([2, 0])).normal(like[:2]), wanted[[2, 0]])
     assert torch.equal(told.normal(like, salt=1), fresh.normal(like, salt=1))

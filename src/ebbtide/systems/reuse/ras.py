@@ -78,7 +78,7 @@ def card(bench: Bench) -> Card:
             idle = step.state.memory.get("network", {}).get("0", {}).get("main|point", {}).get("idle")
             computed.append(1.0 if idle is None else float((idle == 0).double().mean()))
             longest = longest if idle is None else max(longest, int(idle.max()))
-            x = step.state.x  # type: ignore[assignment]
+            x = step.state.x
         return Run(x, sum(computed) / STEPS, longest)
 
     ours = run(plan)

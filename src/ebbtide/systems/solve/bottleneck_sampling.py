@@ -101,7 +101,7 @@ def measured(plan: Any) -> tuple[float, float, Tensor]:
     spent, x = 0.0, like
     for step in ebb.run(model, plan, n=N):
         spent += step.calls / N * (step.pred.mean.shape[-1] / SIDE) ** 2  # type: ignore[union-attr]
-        x = step.state.x  # type: ignore[assignment]
+        x = step.state.x
     found = torch.fft.fft2(x, norm="ortho").abs().square().mean((0, 1))
     s = spectrum()
     return float((found.sqrt() - s.sqrt()).square().sum() / s.sum()), spent, x
