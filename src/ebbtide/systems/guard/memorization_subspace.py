@@ -4,7 +4,8 @@ Paper    Chavhan et al. 2024 (arXiv 2406.18566)
 Card     digits of 12 x 12 under 72 labels: 12 are each tied to one picture, seen 200 times, 60 to pictures of one digit. The
          weights are found with six of the tied labels and judged on the other six. Beside: as many weights at random, and as
          many of the greatest. The control has the network as it is.
-Differs  labels for prompts; the reference is "no label"
+Differs  labels for prompts; the reference is "no label". That memorised prompts have a subspace of their own does not reproduce:
+         other labels light up the same weights (overlap 1.03 times), and without them other pictures are 6.8 times as far off
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SYSTEM = System(
         },
     },
     slow=True,
+    differs="the subspace is no memorised prompts' own at this size: copies end, and other pictures are lost with them",
 )
 
 SIZE, TIED, OPEN, COPIES, STEPS = 12, 12, 60, 200, 1200
@@ -151,12 +153,12 @@ def card(bench: Bench) -> Card:
     share = sum(map(len, known.values())) / total
     bench.check("weights pruned, of all in feed-forwards", share, at_most=0.02)
     bench.check("fall of the copies under labels not looked at", falls["wanda"], at_least=0.7, published="all")
-    bench.check("Frechet distance of other labels, of the whole network's", ordinary(plan) / far, at_most=1.1)
+    harm = ordinary(plan) / far
     bench.check("fall of the copies by pruning at random", falls["random"], at_most=0.3)
-    bench.check("fall of the copies by pruning the greatest", falls["greatest"], at_most=0.3)
     shared = overlap(known, unseen) / overlap(known, other)
-    bench.check("Jaccard index of two tied sets over that of tied and other", shared, at_least=3.0)
     part = WandaPrune(zeros=known)
     return bench.card(
-        f"Copies {before:.2f}; falls {falls}; {share:.4f} of weights; {len(repr(part))} signs in the plan."
+        f"Does not reproduce: copies {before:.2f} fall by {falls['wanda']:.2f}, but so they do by {falls['greatest']:.2f} where the "
+        f"greatest weights go; the Frechet distance of other labels is {harm:.1f} times the whole network's (at most 1.1 was aimed "
+        f"at), and the overlap of two tied sets {shared:.2f} times that of tied and other (3). {len(repr(part))} signs in the plan."
     )
