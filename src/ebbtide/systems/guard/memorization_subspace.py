@@ -4,7 +4,7 @@ Paper    Chavhan et al. 2024 (arXiv 2406.18566)
 Card     digits of 12 x 12 under 72 labels: 12 are each tied to one picture, seen 200 times, 60 to pictures of one digit. The
          weights are found with six of the tied labels and judged on the other six. Beside: as many weights at random, and as
          many of the greatest. The control has the network as it is.
-Differs  labels for prompts; the reference is "no label". That memorised prompts have a subspace of their own does not reproduce:
+Differs  labels for prompts; the reference is "no label". A subspace of memorised prompts' own does not reproduce:
          other labels light up the same weights (overlap 1.03 times), and without them other pictures are 6.8 times as far off
 """
 
@@ -158,7 +158,7 @@ def card(bench: Bench) -> Card:
     shared = overlap(known, unseen) / overlap(known, other)
     part = WandaPrune(zeros=known)
     return bench.card(
-        f"Does not reproduce: copies {before:.2f} fall by {falls['wanda']:.2f}, but so they do by {falls['greatest']:.2f} where the "
-        f"greatest weights go; the Frechet distance of other labels is {harm:.1f} times the whole network's (at most 1.1 was aimed "
-        f"at), and the overlap of two tied sets {shared:.2f} times that of tied and other (3). {len(repr(part))} signs in the plan."
+        f"Does not reproduce: copies {before:.2f} fall by {falls['wanda']:.2f}, but also by {falls['greatest']:.2f} where "
+        f"the greatest weights go; the Frechet distance of other labels is {harm:.1f} times the whole network's (aim: 1.1), "
+        f"and two tied sets overlap {shared:.2f} times as much as tied and other (aim: 3). {len(repr(part))} signs in the plan."
     )
