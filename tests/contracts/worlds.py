@@ -351,11 +351,19 @@ def denoiser(process: Any, like: Tree) -> Denoiser:
     return Bell(process)
 
 
+NETS = ("attends", "convolves", "reads")  # in the order in which a part is tried in them
+SAYS = torch.tensor([[1, 2, 0], [3, 0, 0], [2, 1, 3], [0, 0, 0]])  # the words of each label
+
+
 @functools.cache
-def _picture_net(convolves: bool) -> Any:
+def _picture_net(kind: str) -> Any:
+    from ebbtide.zoo.emoji import Painter
     from ebbtide.zoo.networks import DiT, UNet, draw
 
-    if convolves:
+    if kind == "reads":
+        with torch.random.fork_rng(devices=[]):
+            module: Any = Painter(size=8, patch=4, layers=2, heads=2, width=8, told=32, words=3).eval()
+    elif kind == "convolves":
         module = UNet(size=8, widths=(8, 16), head=8, classes=3).build()
     else:
         module = DiT(size=8, patch=4, layers=3, heads=2, width=8, classes=3).build()
@@ -363,19 +371,19 @@ def _picture_net(convolves: bool) -> Any:
     return module
 
 
-def picture_net(process: Any, convolves: bool = False) -> Denoiser:
-    """A small diffusion transformer, or UNet, for parts that change what is computed inside a network.
+def picture_net(process: Any, kind: str = "attends") -> Denoiser:
+    """A small diffusion transformer, UNet or painter of words, for parts that change what is computed inside a network.
 
     One module serves all worlds: that it stays as it was is contract 9.
     """
     from ebbtide.denoise.network import Network
 
-    module = _picture_net(convolves)
-
     def call(net: Any, x: Tensor, clock: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        if kind == "reads":
+            return net(x.expand(-1, 3, -1, -1), clock, SAYS[cond["label"]])[:, :1]
         return net(x, timestep=clock, class_labels=cond["label"]).sample[:, :1]
 
-    return Network(module, process, predicts="x0", clock="scaled", nulls={"label": 3}, call=call)
+    return Network(_picture_net(kind), process, predicts="x0", clock="scaled", nulls={"label": 3}, call=call)
 
 
 @functools.cache
@@ -613,10 +621,12 @@ def make(entry: Entry, spec: dict[str, Any], kind: str = "flow", form: str = "el
             raise EbbError("the network of these worlds makes pictures.")
         model = Model("world", picture_net(process), like=torch.zeros(1, 8, 8), labels=None)
         plain = plan_around(entry, examples(entry)[0], kind, given)
-        try:
-            model.loop(plain.replace(process=None), {"label": torch.tensor([0])})
-        except EbbError:  # it may be about convolutions
-            model = replace(model, denoiser=picture_net(process, convolves=True))
+        for other in NETS[1:]:
+            try:
+                model.loop(plain.replace(process=None), {"label": torch.tensor([0])})
+                break
+            except EbbError:  # it may be about convolutions, or words
+                model = replace(model, denoiser=picture_net(process, other))
         like = torch.zeros(ELEMENTS, 1, 8, 8)
         units = ()
     else:

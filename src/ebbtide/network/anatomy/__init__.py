@@ -67,6 +67,12 @@ class Anatomy:
         """All feed-forwards in the blocks."""
         return tuple(s for b in self.blocks for s in b.feed_forward)
 
+    @property
+    def readers(self) -> tuple[Site, ...]:
+        """Those of `condition` that read words: they take ids and give a vector of each."""
+        ports = ((s, port(s.module, "input_ids")) for s in self.condition)
+        return tuple(Site(s.path, s.module, "text", at) for s, at in ports if at is not None)
+
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """Every linear layer of attention and feed-forward once, named; those of embeddings and `last` are left out."""
         yield from dict(p for b in self.blocks for s in b.sites for p in s.linears()).items()
