@@ -84,6 +84,6 @@ def card(bench: Bench) -> Card:
         f"{rms(first[0] - height):.3f}, the mean of all heights {level:.3f}. Around edges {sharp:.3f}, without the detail "
         f"preserver {soft:.3f}. Spread over seeds {spread:.4f}, without the preserver {dull:.4f}, of the diffusion's first "
         f"answer {wide:.3f}. The diffusion is a weak one: after 800 steps of training it is worse than the mean of all "
-        "heights, so what is shown is what each learns from as little training. The preserver gains about 1% around edges, of one training each: no more "
-        "than a hint."
+        "heights, so what is shown is what each learns from as little training. The preserver gains about 1% around "
+        "edges, of one training each: no more than a hint."
     )
