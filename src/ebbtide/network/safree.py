@@ -59,7 +59,7 @@ class Safree(Patch):
 
     examples = ({"concept": [[1, 2]], "middle": 0.0, "alpha": 0.0},)
 
-    concept: list[list[int]] = Field(default_factory=list)
+    concept: list[list[int]]
     alpha: Annotated[float, Field(ge=0)] = 0.01
     most: Annotated[int, Field(ge=1)] = 10
     middle: float = 5.333
