@@ -27,11 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 STEPS, SCALE = 7, 3.0
 PLAN = ebb.Plan(solve="dpmpp-2m", grid={"name": "linear", "steps": 5, "first": 0.99})
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-ONCE = sorted(
-    e.name
-    for e in registry.entries("solve")
-    if e.needs <= {"affine", "gaussian", "continuous"} and registry.make("solve", {"name": e.name}).calls == 1
-)
+ALONE = [e for e in registry.entries("solve") if e.needs <= {"affine", "gaussian", "continuous"}]
+BUILT = [registry.make("solve", {"name": e.name}) for e in ALONE]
+ONCE = sorted(s.called for s in BUILT if s.calls == 1 and not s.reads)
 
 
 def latents_of(name: str, pipe: Any) -> Tensor:

@@ -115,6 +115,6 @@ def test_what_cannot_work_is_told(model):
     with pytest.raises(EbbError, match="text encoder"):
         Safree(concept=[[1]]).look(ebb.load("digits").denoiser.module)
     with pytest.raises(EbbError, match="needs a concept"):
-        Safree().look(model.denoiser.module)
+        Safree(concept=[]).look(model.denoiser.module)
     with pytest.raises(EbbError, match="not asked in words"):
         phrases(ebb.load("digits"), ["seven"])

@@ -10,8 +10,8 @@ when a run begins, never when a plan is read.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,12 +118,10 @@ def line(error: Exception) -> str:
 
 @functools.lru_cache(16)
 def _module(path: str, stamp: int) -> Any:
-    spec = importlib.util.spec_from_file_location(f"ebbtide_file_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise EbbError(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    module = types.ModuleType(f"ebbtide_file_{Path(path).stem}")
+    module.__file__ = path
+    try:  # not by an import, which would leave its bytecode in the user's folder
+        exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
     except Exception as error:
         raise EbbError(f"{path} cannot be run: {line(error)}.") from error
     return module
