@@ -363,3 +363,51 @@ def test_gradients_are_as_the_loop_says_inside_and_as_the_caller_says_outside(ou
             loop.step(state)
         assert torch.is_grad_enabled() == outside
         assert len(denoiser.log) == 3
+
+
+def test_the_parts_of_one_step_draw_apart():
+    """Solver, two guides, two corrections and steering at one state: six draws, no two alike, and each the same again."""
+    drawn: dict[str, list[torch.Tensor]] = {}
+
+    def heard(name, ask):
+        drawn.setdefault(name, []).append(ask.noise.normal(torch.zeros(3, 4, dtype=torch.float64)))
+
+    class Listening(Layer):
+        def __init__(self, name):
+            self.name = name
+
+        def many(self, queries, memory, inner, ask, before):
+            heard(self.name, ask)
+            return inner(queries), memory
+
+    class Drawing(Pace):
+        def step(self, state, memory, s, ask, process):
+            out = super().step(state, memory, s, ask, process)
+            heard("solve", ask)
+            return out
+
+    class Mending(Correct):
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, state, memory, pred, ask, process):
+            if pred is not None:
+                heard(self.name, ask)
+            return state, memory
+
+    guides = (Listening("outer"), Listening("inner"))
+    loop, _, state = made(
+        Walk((1.0, 0.5, 0.0)), guides=guides, solve=Drawing(), correct=(Mending("first"), Mending("second"))
+    )
+    for _ in range(2):
+        loop.step(state)
+        heard("steer", loop.ask(state))
+    each = {name: v[0] for name, v in drawn.items() if name not in ("first", "second")}
+    assert all(torch.equal(v[0], v[1]) for v in drawn.values())
+    # corrections draw at the state after the step, whose count is one more
+    each |= {"first": drawn["first"][0], "second": drawn["second"][0]}
+    names = list(each)
+    assert len(names) == 6
+    for k, one in enumerate(names):
+        for other in names[k + 1 :]:
+            assert not torch.equal(each[one], each[other]), (one, other)

@@ -232,10 +232,10 @@ FAULTS = (
     ),
     Fault(
         "memory",
-        "what one of two joined states does not remember is not empty",
-        "core/state.py",
-        "first = None if a is None else torch.cat([a, a.new_zeros((m, *a.shape[1:]))])",
-        "first = None if a is None else torch.cat([a, a.new_ones((m, *a.shape[1:]))])",
+        "what only one of two memories holds is not empty in the other",
+        "core/tree.py",
+        "new = torch.zeros_like(old)",
+        "new = torch.ones_like(old)",
         "tests/core",
     ),
     Fault(
@@ -302,7 +302,7 @@ FAULTS = (
         "network/patch.py",
         "made[module] = copy.copy(module)",
         "made[module] = module",
-        f"{CACHE} or patch tests/core/test_patch.py",
+        "tests/core/test_patch.py tests/network/test_deepcache.py",
     ),
     Fault(
         "restore",
