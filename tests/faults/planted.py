@@ -21,7 +21,6 @@ class Fault(NamedTuple):
 
 CONTRACTS = "tests/contracts"
 HEUN = f"{CONTRACTS} -k heun"
-EULER = f"{CONTRACTS} -k solve/euler"
 CFG = f"{CONTRACTS} -k guide/cfg"
 CACHE = f"{CONTRACTS} -k network/deepcache"
 
@@ -310,7 +309,7 @@ FAULTS = (
         "core/loop.py",
         "torch.enable_grad() if self.gradients else torch.no_grad()",
         "torch.enable_grad()",
-        EULER,
+        "tests/core/test_loop.py",
     ),
     Fault(
         "restore",
