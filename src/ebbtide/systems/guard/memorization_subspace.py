@@ -160,6 +160,7 @@ def card(bench: Bench) -> Card:
     part = WandaPrune(zeros=known)
     return bench.card(
         f"Does not reproduce: copies {before:.2f} fall by {falls['wanda']:.2f}, but also by {falls['greatest']:.2f} where "
-        f"the greatest weights go and by {falls['random']:.2f} with weights at random (aim: under 0.3 both); the Frechet distance of other labels is {harm:.1f} times the whole network's (aim: 1.1), "
+        f"the greatest weights go and by {falls['random']:.2f} with weights at random (aim: under 0.3 both); the "
+        f"Frechet distance of other labels is {harm:.1f} times the whole network's (aim: 1.1), "
         f"and two tied sets overlap {shared:.2f} times as much as tied and other (aim: 3). {len(repr(part))} signs in the plan."
     )
